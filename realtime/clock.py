@@ -61,7 +61,7 @@ class Meter:
     def parse(cls, text: str) -> Meter:
         """Read ``"7/8"``."""
         count, slash, unit = text.partition("/")
-        if not (slash and count.strip().isdigit() and unit.strip().isdigit()):
+        if not (slash and count.strip().isdecimal() and unit.strip().isdecimal()):
             raise ValueError(f"meter {text!r}: write count/unit, for instance 4/4, 3/4 or 7/8")
         return cls(int(count), int(unit))
 

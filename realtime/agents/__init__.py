@@ -1,0 +1,1 @@
+"""Players: echo (the tutorial, start there), corpus, and what else is written to `protocols.Agent`."""

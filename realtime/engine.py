@@ -1,0 +1,361 @@
+"""The loop: hear, do what is due, mix. One loop for live, offline and replay; a stream drives it.
+
+Two cursors run along the session's clock: ``heard``, the input taken so far, and ``mixed``, the output made so far,
+which is ``lead`` frames ahead of the loudspeaker. Blocks are cut where something is due, so what comes out does not
+depend on how it was asked for. Nothing here waits, opens a file or raises once it rolls: what goes wrong is counted
+and written in the take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from multiprocessing.synchronize import Semaphore
+
+import numpy as np
+import numpy.typing as npt
+
+from realtime.buffers import (
+    Arena,
+    AudioRing,
+    Layout,
+    RecordRing,
+    join_frames,
+    record_layout,
+    ring_layout,
+)
+from realtime.clock import TempoChange, TempoMap, Transport
+from realtime.messages import decode, encode, to_bytes
+from realtime.mixer import Metronome, Mixer, Monitor, Strip
+from realtime.protocols import Action, Block, Chord, Log, StreamSpec
+from realtime.scheduler import LiveTiming, Part, Port, Timing
+from realtime.voice import NEVER, Voice
+from realtime.worker import AgentConfig, ProcessPort, worker_layout
+
+HISTORY_SECONDS = 60
+"""What agents can look back on."""
+STOP_FADE_SECONDS = 0.1
+LOG_RECORDS, LOG_BYTES = 512, 32 * 1024
+COMMAND_RECORDS, COMMAND_BYTES = 256, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something the bridge lets through, checked and typed.
+
+    ``do`` is ``"stop"``, ``"tempo"`` (with ``change``), ``"action"`` (``target`` is the agent, ``name`` what it
+    declares), or a fader: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1) of stem ``target``.
+    """
+
+    do: str
+    target: str = ""
+    name: str = ""
+    value: float = 0.0
+    change: TempoChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartConfig:
+    """One agent's seat, ready to be built in any process."""
+
+    agent: AgentConfig
+    strip: Strip
+    grid_beats: Fraction = Fraction(0)
+    follows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything the engine knows before the stream opens.
+
+    Attributes
+    ----------
+    spec, tempo_map, seed
+        The stream, musical time as planned, the session's seed.
+    parts
+        The band.
+    chart
+        Chords of each bar, repeating.
+    metronome, monitor, ceiling_db
+        The mixer's settings.
+    monitor_delay_frames
+        How much later than it was played the input is monitored: at least lead and latency live, 0 from a file.
+    first_bar
+        Bar from which the agents play.
+    longest_span_seconds
+        Room for one clip.
+    """
+
+    spec: StreamSpec
+    tempo_map: TempoMap
+    seed: int
+    parts: tuple[PartConfig, ...]
+    chart: tuple[tuple[Chord, ...], ...] = ()
+    metronome: Metronome | None = None
+    monitor: Monitor | None = None
+    monitor_delay_frames: int = 0
+    ceiling_db: float = -0.3
+    first_bar: int = 0
+    longest_span_seconds: float = 8.0
+
+
+class Memory:
+    """The rings the engine writes: what was heard, each stem, the mix. Readers are workers and the recorder."""
+
+    def __init__(self, inputs: AudioRing, stems: dict[str, AudioRing], mix: AudioRing) -> None:
+        self.inputs, self.stems, self.mix = inputs, stems, mix
+
+    @classmethod
+    def private(cls, config: EngineConfig) -> Memory:
+        """Return rings on this process's own memory."""
+        frames = HISTORY_SECONDS * config.spec.samplerate
+        stems = {part.agent.name: AudioRing.private(frames, part.agent.channels) for part in config.parts}
+        return cls(
+            AudioRing.private(frames, config.spec.inputs), stems, AudioRing.private(frames, config.spec.outputs)
+        )
+
+    @classmethod
+    def shared(cls, arena: Arena, config: EngineConfig) -> Memory:
+        """Return the rings laid out by :func:`engine_layout`."""
+        stems = {part.agent.name: arena.ring(f"stem.{part.agent.name}") for part in config.parts}
+        return cls(arena.ring("input"), stems, arena.ring("mix"))
+
+
+class Engine:
+    """Hears, schedules and mixes. Driven by one stream on one thread.
+
+    Parameters
+    ----------
+    config
+        What is known before the start.
+    ports
+        The way to each agent, in the order of ``config.parts``.
+    memory
+        Where it writes.
+    log
+        Takes the take's lines.
+    timing
+        When requests go out; by default as late as budgets allow.
+    script
+        Commands and the frames at which they count, in order: those of a replay or a test.
+    take_command
+        Returns the next command from the bridge, ``None`` if there is none.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        ports: Sequence[Port],
+        memory: Memory,
+        *,
+        log: Log = lambda line: None,
+        timing: Timing | None = None,
+        script: Sequence[tuple[int, Command]] = (),
+        take_command: Callable[[], Command | None] = lambda: None,
+    ) -> None:
+        spec = config.spec
+        self.heard = 0
+        self.mixed = 0
+        self.stopped = False
+        self.memory = memory
+        self.transport = Transport(config.tempo_map, spec.lead + 2 * spec.blocksize)
+        self.mixer = Mixer(
+            spec,
+            [part.strip for part in config.parts],
+            config.metronome,
+            config.monitor,
+            ceiling_db=config.ceiling_db,
+        )
+        self.parts = [self._part(config, part, port, log) for part, port in zip(config.parts, ports, strict=True)]
+        by_name = {part.name: part for part in self.parts}
+        for part, seat in zip(self.parts, config.parts, strict=True):
+            part.follows = tuple(by_name[name] for name in seat.follows)
+            part.followers = tuple(by_name[other.agent.name] for other in config.parts if part.name in other.follows)
+        self.counters = {"dropped_commands": 0, "late_changes": 0}
+        self._spec, self._log, self._take_command = spec, log, take_command
+        self._timing = timing or LiveTiming(spec.lead, lambda: self.heard)
+        self._script = list(script)
+        self._next_event = 0
+        self._stop_at = NEVER
+        self._monitor_delay = config.monitor_delay_frames if config.monitor is not None else -1
+        self._stems = [np.zeros((spec.blocksize, part.agent.channels), np.float32) for part in config.parts]
+        self._dry = np.zeros((spec.blocksize, spec.inputs), np.float32)
+        self._out = np.zeros((spec.blocksize, spec.outputs), np.float32)
+
+    @staticmethod
+    def _part(config: EngineConfig, seat: PartConfig, port: Port, log: Log) -> Part:
+        voice = Voice(seat.agent.channels, join_frames(config.spec.samplerate))
+        return Part(
+            seat.agent.name, port, voice, grid=seat.grid_beats, first_bar=config.first_bar, seed=config.seed,
+            chart=config.chart, log=log,
+        )  # fmt: skip
+
+    def hear(self, block: Block) -> None:
+        """Take the next input, ``(frames, inputs)``."""
+        self.memory.inputs.write(self.heard, block)
+        self.heard += len(block)
+
+    def mix(self, frames: int) -> Block:
+        """Make the next ``frames`` (at most a block) of output; the array is reused."""
+        start, end = self.mixed, self.mixed + frames
+        while (command := self._take_command()) is not None:
+            self._do(command)
+        while self.mixed < end:
+            cut = min(end, max(self._do_what_is_due(), self.mixed + 1), self._stop_at)
+            self._render(self.mixed, cut, self._out[self.mixed - start : cut - start])
+            self.mixed = cut
+            if self.mixed >= self._stop_at:
+                self.stopped = True
+                self._out[self.mixed - start : frames] = 0
+                break
+        return self._out[: self.mixed - start]
+
+    def _do_what_is_due(self) -> int:
+        """Do everything due at the mixing cursor; return the frame of the next thing."""
+        now = self.mixed
+        if now < self._next_event and not any(part.port.ready() for part in self.parts):
+            return self._next_event
+        while self._script and self._script[0][0] <= now:
+            self._do(self._script.pop(0)[1])
+        tempo_map = self.transport.map  # read once: everything due at this frame sees one map
+        while any([part.act(now, tempo_map, self._timing) for part in self.parts]):
+            pass
+        script = self._script[0][0] if self._script else NEVER
+        self._next_event = min([script, *(part.next_event(tempo_map, self._timing) for part in self.parts)])
+        return self._next_event
+
+    def _render(self, start: int, end: int, out: Block) -> None:
+        frames = end - start
+        stems = []
+        for part, memory in zip(self.parts, self._stems, strict=True):
+            stem = memory[:frames]
+            part.voice.render(start, stem)
+            self.memory.stems[part.name].write(start, stem)
+            stems.append(stem)
+        dry = None
+        if self._monitor_delay >= 0:
+            dry = self._dry[:frames]
+            self.memory.inputs.read_into(start - self._monitor_delay, dry)
+        self.mixer.mix(start, frames, stems, dry, self.transport.map, out)
+        self.memory.mix.write(start, out)
+
+    def _do(self, command: Command) -> None:
+        """Carry out one command at the mixing cursor and write it down; what makes no sense is counted."""
+        now = self.mixed
+        self._next_event = now
+        try:
+            if command.do == "stop":
+                self._stop_at = min(self._stop_at, now + round(STOP_FADE_SECONDS * self._spec.samplerate))
+                for part in self.parts:
+                    self.mixer.set_mute(part.name, True, now)
+            elif command.do == "tempo" and command.change is not None:
+                self._change_tempo(command.change, now)
+            elif command.do == "action":
+                part = next(part for part in self.parts if part.name == command.target)
+                part.press(Action(now, command.target, command.name, command.value))
+            else:
+                self._set_fader(command, now)
+        except (KeyError, StopIteration, ValueError) as error:
+            self.counters["dropped_commands"] += 1
+            self._log({"type": "dropped", "frame": now, "command": encode(command), "why": str(error)})
+            return
+        self._log({"type": "command", "frame": now, "command": encode(command)})
+
+    def _set_fader(self, command: Command, now: int) -> None:
+        levels = {"gain": self.mixer.set_gain, "pan": self.mixer.set_pan}
+        switches = {"mute": self.mixer.set_mute, "solo": self.mixer.set_solo}
+        if command.do in levels:
+            levels[command.do](command.target, command.value, now)
+        else:
+            switches[command.do](command.target, bool(command.value), now)
+
+    def _change_tempo(self, change: TempoChange, now: int) -> None:
+        done = self.transport.announce(change, now)
+        self.counters["late_changes"] += done != change
+        for part in self.parts:
+            part.retime(self.transport.map, now)
+        self._log({"type": "tempo", "frame": now, "late": done != change, **encode(done)})
+
+
+# The engine as a process
+
+
+def engine_layout(config: EngineConfig) -> Layout:
+    """Return every shared array that the engine, its workers and the recorder meet in."""
+    rate = config.spec.samplerate
+    layout: Layout = {
+        **ring_layout("input", HISTORY_SECONDS * rate, config.spec.inputs),
+        **ring_layout("mix", HISTORY_SECONDS * rate, config.spec.outputs),
+        **record_layout("commands", COMMAND_RECORDS, COMMAND_BYTES),
+        **record_layout("log", LOG_RECORDS, LOG_BYTES),
+        "meters": (np.dtype("f4"), (len(config.parts) + config.spec.outputs, 2)),
+        "rungs": (np.dtype("i8"), (len(config.parts), 8)),
+        "place": (np.dtype("i8"), (4,)),
+    }
+    for part in config.parts:
+        layout |= ring_layout(f"stem.{part.agent.name}", HISTORY_SECONDS * rate, part.agent.channels)
+        layout |= worker_layout(part.agent, config.spec, round(config.longest_span_seconds * rate))
+    return layout
+
+
+class LogQueue:
+    """The engine's end of the way to the recorder: lines as JSON records, dropped and counted when it is full."""
+
+    def __init__(self, records: RecordRing) -> None:
+        self._records = records
+        self.dropped = 0
+
+    def __call__(self, line: dict[str, object]) -> None:
+        """Post one line."""
+        if not self._records.post(to_bytes(line)):
+            self.dropped += 1
+
+
+def realtime_priority(priority: int) -> bool:
+    """Ask for SCHED_FIFO, reset on fork; return whether it was given. Linux; elsewhere always False."""
+    if not hasattr(os, "sched_setscheduler"):
+        return False
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+    except OSError:
+        return False
+    return True
+
+
+def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]) -> Engine:
+    """Build the engine on shared memory, with a port to each worker."""
+    log = LogQueue(arena.records("log"))
+    ports = [
+        ProcessPort(part.agent, arena, wake, config.spec.samplerate, log)
+        for part, wake in zip(config.parts, wakes, strict=True)
+    ]
+    commands = arena.records("commands")
+
+    def take_command() -> Command | None:
+        record = commands.take()
+        return None if record is None else decode(Command, json.loads(record))
+
+    return Engine(config, ports, Memory.shared(arena, config), log=log, take_command=take_command)
+
+
+class Publisher:
+    """Puts what people look at into shared memory, once per call: place, rungs, meters."""
+
+    def __init__(self, engine: Engine, arena: Arena) -> None:
+        self._engine = engine
+        self._place: npt.NDArray[np.int64] = arena["place"]
+        self._rungs: npt.NDArray[np.int64] = arena["rungs"]
+        self._meters: npt.NDArray[np.float32] = arena["meters"]
+
+    def __call__(self) -> None:
+        """Publish now."""
+        moment = self._engine.transport.map.moment(self._engine.mixed)
+        self._place[:] = (moment.frame, moment.bar, int(moment.beat), int(self._engine.stopped))
+        for row, part in zip(self._rungs, self._engine.parts, strict=True):
+            for rung, count in part.rungs.items():
+                row[rung] = count
+            row[6], row[7] = part.current.rung if part.current else -1, part.faults
+        self._meters[:] = self._engine.mixer.meters()

@@ -1,0 +1,314 @@
+"""Where the engine's audio comes from and goes to: arrays and files, nowhere, or a sound device.
+
+All three drive the same :class:`~realtime.protocols.Process`. Offline, the clock is the number of frames made.
+Live, it is the device's own frame counter as the device process (:mod:`realtime.io`) publishes it; while there is
+no device it is the wall clock, counted on from the last frame the device told. Either way it never goes back, and
+never leaps ahead of the time that has passed: the bar goes on whether or not anybody can hear it.
+
+Live positions start at ``mixed - lead``, so the first frame mixed is the first one heard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from realtime.buffers import Arena, AudioRing, StatusBlock
+from realtime.protocols import Block, Process, StreamSpec
+
+SECOND_NS = 1_000_000_000
+STALE_NS = 300_000_000
+"""A device process whose heartbeat is older than this is taken for dead."""
+
+STARTING, RUNNING, FAILED, CLOSED = range(4)
+"""States of the device process."""
+
+IO_FIELDS = {
+    "state": "i8",  # STARTING, RUNNING, FAILED (and trying again) or CLOSED
+    "epoch": "i8",  # counts the times a device was opened
+    "heartbeat_ns": "i8",  # monotonic time of the last turn of the loop that touches the device
+    "playhead": "i8",  # session frame that the device was given last ...
+    "playhead_ns": "i8",  # ... and when
+    "has_input": "i8",  # 0: nothing will ever come, silence is heard
+    "fill_min": "i8",  # least frames in the device's own ring since it opened, -1 before
+    "xruns": "i8",  # times that ring ran empty: this process was late
+    "lost_frames": "i8",  # session frames that were never played for it
+    "starved": "i8",  # times the engine had not mixed what was due
+    "starved_frames": "i8",  # frames of silence played instead
+    "overflows": "i8",  # times input was lost because this process was late
+    "device_xruns": "i8",  # under- and overflows that the host API reported itself
+    "latency_in": "i8",  # frames, as the host API states them
+    "latency_out": "i8",
+    "samplerate": "i8",  # the device's own, Hz
+}
+"""What the device process tells, in one status block; counters go on across its restarts."""
+
+STREAM_FIELDS = {
+    "frame": "i8",  # session frame that leaves for the loudspeaker ...
+    "time_ns": "i8",  # ... at this monotonic time; 0 before the stream runs
+    "mixed": "i8",
+    "heard": "i8",
+    "underruns": "i8",  # times a frame was due before it was mixed: the engine was late
+    "late_frames": "i8",
+    "stopped": "i8",
+}
+"""What :class:`DeviceStream` tells, in one status block."""
+
+_HEAR_FRAMES = 1024  # largest block of input handed over at once
+_TURN_BLOCKS = 64  # largest number of blocks mixed before the status is told again
+
+
+def frames_in(elapsed_ns: int, samplerate: int) -> int:
+    """Whole frames in a time."""
+    return elapsed_ns * samplerate // SECOND_NS
+
+
+class OfflineStream:
+    """A stream on a virtual clock: as fast as the machine can, the same frames every time.
+
+    Parameters
+    ----------
+    spec
+        Its ``blocksize`` is the size of every block but the last.
+    source
+        The input as one ``(frames, inputs)`` array, or a reader: called with a number of frames, it returns the
+        next ``(n, inputs)``; what is missing at the end of either is silence.
+    frames
+        How many frames to make; the stream ends earlier only if the process stops.
+    sink
+        Takes each block of output, ``(n, outputs)``, which is valid until it returns.
+    progress
+        Called with the number of frames made after each block.
+
+    Raises
+    ------
+    ValueError
+        If ``frames`` or the block size make no stream, or the input has the wrong shape.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        source: Block | Callable[[int], Block],
+        frames: int,
+        sink: Callable[[Block], None],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        if spec.blocksize < 1:
+            raise ValueError(f"blocksize={spec.blocksize}: a block has at least one frame; did you mean 128?")
+        if frames < 0:
+            raise ValueError(
+                f"frames={frames}: a stream has no negative length; did you mean its end minus its start?"
+            )
+        self.spec = spec
+        self._frames = frames
+        self._read = source if callable(source) else _reader(source)
+        self._sink = sink
+        self._progress = progress
+
+    def run(self, process: Process) -> None:
+        """Drive ``process`` for the given number of frames, or until it has stopped."""
+        for start in range(0, self._frames, self.spec.blocksize):
+            if process.stopped:
+                return
+            count = min(self.spec.blocksize, self._frames - start)
+            process.hear(self._input(count))
+            self._sink(process.mix(count))
+            if self._progress is not None:
+                self._progress(start + count)
+
+    def _input(self, count: int) -> Block:
+        block = self._read(count)
+        if block.ndim != 2 or block.shape[1] != self.spec.inputs or len(block) > count:
+            raise ValueError(
+                f"input of shape {block.shape}: this stream takes ({count}, {self.spec.inputs}), frames by channels; "
+                "are the axes swapped, or the channels miscounted?"
+            )
+        if len(block) == count:
+            return block
+        return np.concatenate([block, np.zeros((count - len(block), self.spec.inputs), np.float32)])
+
+
+class NullStream:
+    """A stream to nowhere, at the pace of the wall clock: silence in, nothing out.
+
+    Parameters
+    ----------
+    spec
+        ``lead`` frames are kept mixed ahead of the clock.
+    clock, sleep
+        Monotonic nanoseconds, and a wait in seconds; tests give their own.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.spec = spec
+        self._clock = clock
+        self._sleep = sleep
+
+    def run(self, process: Process) -> None:
+        """Drive ``process`` until it has stopped."""
+        origin, begun_ns = process.mixed - self.spec.lead, self._clock()
+        wake_seconds = _wake_seconds(self.spec)
+        while not process.stopped:
+            now = origin + frames_in(self._clock() - begun_ns, self.spec.samplerate)
+            for block in _silence(process.heard, now - self.spec.latency, self.spec.inputs):
+                process.hear(block)
+            while process.mixed < now + self.spec.lead and not process.stopped:
+                process.mix(min(self.spec.blocksize, now + self.spec.lead - process.mixed))
+            self._sleep(wake_seconds)
+
+
+class DeviceStream:
+    """A stream to the device process. Runs in the engine's process, on its one thread; opens nothing itself.
+
+    A turn of the loop: tell the time, hear what came in, mix up to ``lead`` frames ahead, publish, sleep. If the
+    engine was held up for longer than ``lead``, it counts an underrun and mixes on: frames are placed by their
+    index, so what is late is lost and what follows is in its place.
+
+    Parameters
+    ----------
+    spec
+        Input positions in the input ring have ``latency`` subtracted already.
+    arena
+        Memory laid out by :func:`realtime.io.layout`.
+    clock, sleep
+        Monotonic nanoseconds, and a wait in seconds; tests give their own.
+
+    Attributes
+    ----------
+    underruns, late_frames
+        How often a frame was due before it was mixed, and how many were.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        arena: Arena,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.spec = spec
+        self.underruns = 0
+        self.late_frames = 0
+        self._late_until = 0
+        self._input: AudioRing = arena.ring("io.input")
+        self._output: AudioRing = arena.ring("io.output")
+        self._device: StatusBlock = arena.status("io.status")
+        self._status: StatusBlock = arena.status("stream.status")
+        self._clock = clock
+        self._sleep = sleep
+
+    def run(self, process: Process) -> None:
+        """Drive ``process`` until it has stopped and its last frame has left for the loudspeaker."""
+        playhead = Playhead(self.spec, process.mixed - self.spec.lead, self._clock())
+        wake_seconds = _wake_seconds(self.spec)
+        while True:
+            time_ns, device = self._clock(), self._device.read()
+            now = playhead.advance(time_ns, device)
+            self._hear(process, now, playhead.follows, device)
+            behind = self._mix(process, now)
+            finished = process.stopped and now >= process.mixed
+            self._publish(process, now, time_ns, finished)
+            if finished:
+                return
+            if not behind:
+                self._sleep(wake_seconds)
+
+    def _hear(self, process: Process, now: int, alive: bool, device: dict[str, Any]) -> None:
+        """Take what has come in. Where nothing comes, silence is heard, so that the hearing keeps up."""
+        due = now - self.spec.latency
+        if alive and device["has_input"]:
+            due -= frames_in(STALE_NS, self.spec.samplerate)  # later than that, and it does not come any more
+        end = max(due, self._input.written)
+        while process.heard < end:
+            process.hear(self._input.read(process.heard, min(end, process.heard + _HEAR_FRAMES)))
+
+    def _mix(self, process: Process, now: int) -> bool:
+        """Mix ``lead`` frames ahead, a bounded number of blocks at a time; return whether more is due at once."""
+        self._count_late(now, process)
+        for _ in range(_TURN_BLOCKS):
+            count = min(self.spec.blocksize, now + self.spec.lead - process.mixed)
+            if count <= 0 or process.stopped:
+                return False
+            start = process.mixed
+            self._output.write(start, process.mix(count))
+        return process.mixed < now + self.spec.lead and not process.stopped
+
+    def _count_late(self, now: int, process: Process) -> None:
+        known = max(process.mixed, self._late_until)
+        if now <= known or process.stopped:
+            return
+        self.underruns += process.mixed >= self._late_until  # else still the same one
+        self.late_frames += now - known
+        self._late_until = now
+
+    def _publish(self, process: Process, now: int, time_ns: int, finished: bool) -> None:
+        self._status.publish(
+            frame=now,
+            time_ns=time_ns,
+            mixed=process.mixed,
+            heard=process.heard,
+            underruns=self.underruns,
+            late_frames=self.late_frames,
+            stopped=finished,
+        )
+
+
+class Playhead:
+    """The session frame that leaves for the loudspeaker now.
+
+    Follows the device while there is one, else the wall clock from where the device left off. It never goes back:
+    if the device says less than was told before, the playhead waits for it. It never runs ahead of time: in each
+    step it gains at most one block on the wall clock, so a device that comes back is approached, not jumped at.
+
+    Attributes
+    ----------
+    follows
+        Whether the last step followed the device.
+    """
+
+    def __init__(self, spec: StreamSpec, frame: int, time_ns: int) -> None:
+        self.follows = False
+        self._spec = spec
+        self._anchor = (frame, time_ns)  # last word of the device; frames count on from here
+        self._told = (frame, time_ns)
+
+    def advance(self, time_ns: int, device: dict[str, Any]) -> int:
+        """Return the frame at ``time_ns``, given what the device process published."""
+        self.follows = device["state"] == RUNNING and time_ns - device["heartbeat_ns"] < STALE_NS
+        if self.follows:
+            self._anchor = (device["playhead"], device["playhead_ns"])
+        frame = self._anchor[0] + frames_in(time_ns - self._anchor[1], self._spec.samplerate)
+        told, told_ns = self._told
+        limit = told + frames_in(time_ns - told_ns, self._spec.samplerate) + self._spec.blocksize
+        self._told = (max(told, min(frame, limit)), time_ns)
+        return self._told[0]
+
+
+def _reader(audio: Block) -> Callable[[int], Block]:
+    position = 0
+
+    def read(count: int) -> Block:
+        nonlocal position
+        position += count
+        return audio[position - count : position]
+
+    return read
+
+
+def _silence(start: int, end: int, channels: int) -> Iterator[Block]:
+    for at in range(start, end, _HEAR_FRAMES):
+        yield np.zeros((min(_HEAR_FRAMES, end - at), channels), np.float32)
+
+
+def _wake_seconds(spec: StreamSpec) -> float:
+    """Return an eighth of the lead, 1 to 2 ms: often enough to be on time, seldom enough to cost nothing."""
+    return min(0.002, max(0.001, spec.lead / spec.samplerate / 8))
