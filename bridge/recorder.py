@@ -295,9 +295,8 @@ class TakeWriter:
             self._pad(max([frames, *(file.frames for file in self._files.values())]))
         self._each(WavWriter.close)
         end = EndLine(self.frames, self._hashes(), dict(counters or {}), self.fault)
-        with contextlib.suppress(OSError):
+        with self._log, contextlib.suppress(OSError):
             self._log.write({"type": "end", **encode(end)})
-        self._log.close()
         return self.frames
 
     def __enter__(self) -> TakeWriter:
@@ -428,12 +427,11 @@ class _Lines:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def write(self, line: Mapping[str, object]) -> None:
-        data = to_bytes(line) + b"\n"
+        rest = memoryview(to_bytes(line) + b"\n")
         start = self._file.seek(0, os.SEEK_END)
         try:
-            written = self._file.write(data)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, "no room for a whole line")
+            while rest:  # once, unless the disk is full: then the second call says so
+                rest = rest[self._file.write(rest) :]
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.truncate(start)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -212,7 +211,7 @@ class TransportTable(_Table):
         max_length=10_000,
     )
     changes: tuple[Change, ...] = key(
-        (), "changes written as [[transport.changes]], in double brackets", strict=False, max_length=10_000
+        (), "changes written as [[transport.changes]], in double brackets", strict=False, max_length=1_000
     )
 
 
@@ -559,7 +558,9 @@ def _agent(session: Session, agent: AgentTable) -> Iterator[_ClashError]:
     others = [other.name for other in session.agents if other.name != agent.name]
     if agent.kind not in KINDS:
         kinds = _said_list(KINDS)
-        yield _ClashError(f"{path}.kind", f'is "{agent.kind}"{_meant(agent.kind, KINDS)}; it takes one of {kinds}')
+        yield _ClashError(
+            f"{path}.kind", f"is {_said_found(agent.kind)}{_meant(agent.kind, KINDS)}; it takes one of {kinds}"
+        )
     if agent.kind == "corpus" and not agent.corpus:
         words = "is missing; a corpus agent takes the folder that `sideman corpus build` wrote"
         yield _ClashError(f"{path}.corpus", words)
@@ -572,9 +573,8 @@ def _agent(session: Session, agent: AgentTable) -> Iterator[_ClashError]:
         for name in names:
             if name not in allowed:
                 itself = " itself" if name == agent.name else ""
-                words = (
-                    f'names{itself} "{name}"{_meant(name, allowed)}; it takes {_said_list(allowed, "no other agent")}'
-                )
+                words = f"names{itself} {_said_found(name)}{_meant(name, allowed)}"
+                words += f"; it takes {_said_list(allowed, 'no other agent')}"
                 yield _ClashError(f"{path}.{key_name}", words)
     if len(set(agent.follows)) < len(agent.follows):
         yield _ClashError(f"{path}.follows", f"is {_said_found(list(agent.follows))}; it takes each name once")
@@ -685,6 +685,8 @@ def _read(file: Path) -> str:
 
 
 def _toml(text: str, where: str) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -745,7 +747,7 @@ def _unknown(loc: tuple[str | int, ...], tables: Mapping[str, Any]) -> tuple[str
     words = f"is not known{_meant(name, known)}; "
     if len(loc) == 1:
         words += f"the tables are {', '.join(known)}"
-        return f"[{name}]", words
+        return f"[{_bare(name)}]", words
     return _path(loc, tables), f"{words}this table takes {', '.join(known)}"
 
 
@@ -784,11 +786,16 @@ def _path(loc: tuple[str | int, ...], tables: Mapping[str, Any]) -> str:
     words = ""
     for depth, part in enumerate(loc):
         if isinstance(part, str):
-            words += f".{part}" if words else part
+            words += f".{_bare(part)}" if words else _bare(part)
             continue
         name = _agent_name(tables, part) if loc[depth - 1] == "agents" else None
         words += f".{name}" if name else f"[{part + 1}]"
     return words
+
+
+def _bare(name: str) -> str:
+    """Write a key as TOML does: in quotes where it is no plain word."""
+    return name if _NAME.fullmatch(name) else _said_found(name)
 
 
 def _agent_name(tables: Mapping[str, Any], index: int) -> str | None:

@@ -22,7 +22,7 @@ import numpy as np
 from realtime.protocols import Block
 
 FLUSH_SECONDS = 0.25
-"""Most sound that a kill can cost."""
+"""Most sound that a kill can cost, but for the block that completes it."""
 RIFF_BYTES = 2**32 - 2
 """Longest file whose sizes fit into 32 bits; all ones is RF64's word for "see ds64"."""
 

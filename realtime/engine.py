@@ -8,8 +8,10 @@ and written in the take.
 
 from __future__ import annotations
 
+import gc
 import json
-import os
+import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +22,7 @@ import numpy.typing as npt
 
 from realtime.buffers import (
     Arena,
+    ArenaHandle,
     AudioRing,
     Layout,
     RecordRing,
@@ -175,11 +178,13 @@ class Engine:
             part.follows = tuple(by_name[name] for name in seat.follows)
             part.followers = tuple(by_name[other.agent.name] for other in config.parts if part.name in other.follows)
         self.counters = {"dropped_commands": 0, "late_changes": 0}
-        self._spec, self._log, self._take_command = spec, log, take_command
+        self.spec, self._log, self._take_command = spec, log, take_command
         self._timing = timing or LiveTiming(spec.lead, lambda: self.heard)
         self._script = list(script)
         self._next_event = 0
         self._stop_at = NEVER
+        self.publish: Callable[[], None] = lambda: None  # called about fifty times a second
+        self._publish_at = 0
         self._monitor_delay = config.monitor_delay_frames if config.monitor is not None else -1
         self._stems = [np.zeros((spec.blocksize, part.agent.channels), np.float32) for part in config.parts]
         self._dry = np.zeros((spec.blocksize, spec.inputs), np.float32)
@@ -209,9 +214,27 @@ class Engine:
             self.mixed = cut
             if self.mixed >= self._stop_at:
                 self.stopped = True
+                self._log({"type": "counters", "frame": self.mixed, **self.summary()})
                 self._out[self.mixed - start : frames] = 0
                 break
+        if self.mixed >= self._publish_at or self.stopped:
+            self._publish_at = self.mixed + self.spec.samplerate // 50
+            self.publish()
         return self._out[: self.mixed - start]
+
+    def summary(self) -> dict[str, object]:
+        """Return everything that was counted."""
+        return {
+            **self.counters,
+            "agent_faults": sum(part.faults for part in self.parts),
+            "nan_frames": int(self.mixer.nan_frames.sum()),
+            "limited_frames": self.mixer.limited_frames,
+        }
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the end is settled."""
+        return self._stop_at < NEVER
 
     def _do_what_is_due(self) -> int:
         """Do everything due at the mixing cursor; return the frame of the next thing."""
@@ -248,7 +271,7 @@ class Engine:
         self._next_event = now
         try:
             if command.do == "stop":
-                self._stop_at = min(self._stop_at, now + round(STOP_FADE_SECONDS * self._spec.samplerate))
+                self._stop_at = min(self._stop_at, now + round(STOP_FADE_SECONDS * self.spec.samplerate))
                 for part in self.parts:
                     self.mixer.set_mute(part.name, True, now)
             elif command.do == "tempo" and command.change is not None:
@@ -277,7 +300,8 @@ class Engine:
         self.counters["late_changes"] += done != change
         for part in self.parts:
             part.retime(self.transport.map, now)
-        self._log({"type": "tempo", "frame": now, "late": done != change, **encode(done)})
+        place = self.transport.map.frame_at(self.transport.map.downbeat(done.bar) + done.beat)
+        self._log({"type": "tempo", "frame": place, "announced": now, "late": done != change, **encode(done)})
 
 
 # The engine as a process
@@ -291,7 +315,7 @@ def engine_layout(config: EngineConfig) -> Layout:
         **ring_layout("mix", HISTORY_SECONDS * rate, config.spec.outputs),
         **record_layout("commands", COMMAND_RECORDS, COMMAND_BYTES),
         **record_layout("log", LOG_RECORDS, LOG_BYTES),
-        "meters": (np.dtype("f4"), (len(config.parts) + config.spec.outputs, 2)),
+        "meters": (np.dtype("f4"), (len(config.parts) + 2 + config.spec.outputs, 2)),  # 2: monitor, metronome
         "rungs": (np.dtype("i8"), (len(config.parts), 8)),
         "place": (np.dtype("i8"), (4,)),
     }
@@ -314,20 +338,10 @@ class LogQueue:
             self.dropped += 1
 
 
-def realtime_priority(priority: int) -> bool:
-    """Ask for SCHED_FIFO, reset on fork; return whether it was given. Linux; elsewhere always False."""
-    if not hasattr(os, "sched_setscheduler"):
-        return False
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-    except OSError:
-        return False
-    return True
-
-
 def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]) -> Engine:
     """Build the engine on shared memory, with a port to each worker."""
     log = LogQueue(arena.records("log"))
+    parent = multiprocessing.parent_process()
     ports = [
         ProcessPort(part.agent, arena, wake, config.spec.samplerate, log)
         for part, wake in zip(config.parts, wakes, strict=True)
@@ -335,10 +349,43 @@ def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]
     commands = arena.records("commands")
 
     def take_command() -> Command | None:
+        if parent is not None and not engine.stopping and not parent.is_alive():
+            return Command("stop")  # nobody is left to say so
         record = commands.take()
         return None if record is None else decode(Command, json.loads(record))
 
-    return Engine(config, ports, Memory.shared(arena, config), log=log, take_command=take_command)
+    engine = Engine(config, ports, Memory.shared(arena, config), log=log, take_command=take_command)
+    engine.publish = Publisher(engine, arena)
+    return engine
+
+
+def run_engine(handle: ArenaHandle, config: EngineConfig, wakes: Sequence[Semaphore], device: bool) -> None:
+    """Be the engine's process: build everything, then serve the stream until the session stops.
+
+    Parameters
+    ----------
+    handle
+        Memory laid out by :func:`engine_layout` and :func:`realtime.io.layout`.
+    config
+        The session's.
+    wakes
+        One wake-up per worker.
+    device
+        Whether there is a device process; without one the wall clock drives.
+    """
+    from realtime.io import ENGINE_PRIORITY, use_realtime
+    from realtime.stream import DeviceStream, NullStream
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
+    arena = Arena.attach(handle)
+    engine = shared_engine(arena, config, wakes)
+    stream = DeviceStream(config.spec, arena) if device else NullStream(config.spec)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    use_realtime(ENGINE_PRIORITY)
+    stream.run(engine)
+    engine.publish()
 
 
 class Publisher:
@@ -353,9 +400,11 @@ class Publisher:
     def __call__(self) -> None:
         """Publish now."""
         moment = self._engine.transport.map.moment(self._engine.mixed)
-        self._place[:] = (moment.frame, moment.bar, int(moment.beat), int(self._engine.stopped))
+        self._place[:3] = (moment.frame, moment.bar, int(moment.beat))
         for row, part in zip(self._rungs, self._engine.parts, strict=True):
             for rung, count in part.rungs.items():
                 row[rung] = count
             row[6], row[7] = part.current.rung if part.current else -1, part.faults
-        self._meters[:] = self._engine.mixer.meters()
+        meters = self._engine.mixer.meters()
+        self._meters[: len(meters)] = meters
+        self._place[3] = int(self._engine.stopped)

@@ -881,7 +881,7 @@ class _Golden:
         return golden
 
     def check(self, state: ModelState) -> None:
-        """Run the steps; raise ``ValueError`` at the first that differs (``ProviderError`` where it is not the CPU)."""
+        """Run the steps; raise ``ValueError`` at the first that differs, ``ProviderError`` where not on the CPU."""
         kind = ValueError if state.provider == "cpu" else ProviderError
         state.restore({name: steps[0] for name, steps in self.states.items()})
         for step in range(len(next(iter(self.inputs.values())))):
@@ -901,7 +901,7 @@ class _Golden:
 
 
 def _npy(archive: zipfile.ZipFile, name: str, tensor: Tensor, extra: int, steps: int | None = None) -> Array:
-    """Read one array of an npz after its header alone has been found right, so that it cannot be larger than it says."""
+    """Read one array of an npz, once its header is found right: a file cannot make us lay out more than the card."""
     try:
         entry = archive.getinfo(name + ".npy")
     except KeyError:
@@ -974,7 +974,7 @@ class ModelState:
         Returns
         -------
         Mapping
-            Every output, axes likewise. The arrays are the same ones each time: read or copy them before the next step.
+            Every output, axes likewise. The arrays are the same ones each time: copy what must outlast the next step.
 
         Raises
         ------

@@ -66,9 +66,9 @@ class Note:
             raise ValueError(f"beats={self.beats}: a note is longer than nothing")
 
 
-Voice = Callable[[Note, int, int], Sound]
-"""``voice(note, held, samplerate)``: the sound of a note whose key is held for ``held`` frames, from its onset on,
-with its tail. It starts within a millisecond and ends at zero."""
+NoteSound = Callable[[Note, int, int], Sound]
+"""``instrument(note, held, samplerate)``: the sound of a note whose key is held for ``held`` frames, from its onset
+to the end of its tail. Its first frame is not zero (though small), its last is."""
 
 
 def render(
@@ -375,7 +375,7 @@ def _electric_piano(note: Note, held: int, samplerate: int) -> Sound:
 def _bar(ring: float, upper: float, level: float, knock: float, release: float) -> Callable[[Note, int, int], Sound]:
     """Return a tuned bar (marimba, vibraphone): partials 1 : 4 : 10; a hard mallet wakes the upper ones."""
 
-    def voice(note: Note, held: int, samplerate: int) -> Sound:
+    def strike(note: Note, held: int, samplerate: int) -> Sound:
         base = hertz(note.pitch)
         rings = ring * (261.6 / base) ** 0.7 * np.array([1.0, upper, upper / 3, 0.05])
         hard = note.velocity**0.8
@@ -387,7 +387,7 @@ def _bar(ring: float, upper: float, level: float, knock: float, release: float) 
         sound[:short] += knock * hard * click * _decay(short, 0.02, samplerate)
         return _shaped(level * _loudness(note.velocity) * sound, held, samplerate, 0.0012, release)
 
-    return voice
+    return strike
 
 
 def _strings(note: Note, held: int, samplerate: int) -> Sound:
@@ -433,14 +433,14 @@ def _snare(velocity: float, samplerate: int, stroke: int) -> Sound:
 def _hat(ring: float, seconds: float) -> Callable[[float, int, int], Sound]:
     """Return a pair of cymbals: noise and six clashing partials."""
 
-    def voice(velocity: float, samplerate: int, stroke: int) -> Sound:
+    def strike(velocity: float, samplerate: int, stroke: int) -> Sound:
         frames = round(seconds * samplerate)
         metal = np.array([3140.0, 4270.0, 5430.0, 6790.0, 8210.0, 9630.0])
         clash = modes(metal, np.full(6, 0.07), np.full(6, ring), frames, samplerate, np.arange(6.0))
         noise = band_noise(frames, 6000.0, 7000.0 + 4000.0 * velocity, samplerate, seed=30 + stroke)
         return clash + 0.18 * noise * _decay(frames, ring, samplerate)
 
-    return voice
+    return strike
 
 
 def _rim(velocity: float, samplerate: int, stroke: int) -> Sound:
@@ -477,7 +477,7 @@ def _drums(note: Note, held: int, samplerate: int) -> Sound:
     return _shaped(0.5 * _loudness(note.velocity) * sound, len(sound), samplerate, 0.0006, 0.1)
 
 
-INSTRUMENTS: Mapping[str, Voice] = MappingProxyType(
+INSTRUMENTS: Mapping[str, NoteSound] = MappingProxyType(
     {
         "electric piano": _electric_piano,
         "guitar": _GUITAR,

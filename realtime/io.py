@@ -59,6 +59,7 @@ _OPEN_NS = 5_000_000_000  # a device may take this long to open
 _ENVELOPE_NS = 500_000_000
 _STALL_NS = 200_000_000  # a device that calls back no more for this long is dead
 _SETTLE_TURNS = 3
+_SETTLE_MOVES = 8
 _TEXT_BYTES = 512
 
 _T = TypeVar("_T")
@@ -341,20 +342,29 @@ class BlockClock:
 
     A callback is noticed some hundred microseconds after it happened, at worst much later, never before. So the
     least late of the last half second to second gives the time of all.
+
+    Attributes
+    ----------
+    settled
+        Whether enough was seen to trust it.
     """
 
     def __init__(self, rate: int) -> None:
+        self.settled = False
         self._rate = rate
-        self._frame = -1
+        self._frame = 0
+        self._moves = 0
         self._least = [0, 0]  # lateness in ns: of this half second, of the one before
         self._since_ns = 0
 
     def observe(self, frame: int, time_ns: int) -> bool:
         """Note that the counter stands at ``frame``; return whether it has moved."""
-        if frame == self._frame:
+        if frame in (0, self._frame):
             return False
         late = time_ns - frame * SECOND_NS // self._rate
-        if self._frame < 0:
+        self._moves += 1
+        self.settled = self._moves > 2 * _SETTLE_MOVES
+        if self._moves in (1, _SETTLE_MOVES):  # a device may begin with a burst
             self._least, self._since_ns = [late, late], time_ns
         elif time_ns - self._since_ns > _ENVELOPE_NS:
             self._least, self._since_ns = [late, self._least[0]], time_ns
@@ -437,6 +447,8 @@ class Player:
         self._reserve = max(2 * port.blocksize, self._lead // 4)
         self._resampler = _Resampler(spec.samplerate, port.samplerate, spec.outputs)
         self._next: int | None = None  # session frame that is written next, once it is certain
+        self._left_off = 0
+        self._was_full = False
         self._restart()
 
     def turn(self, grid: Grid | None, idle: bool) -> None:
@@ -448,14 +460,20 @@ class Player:
         if self._next is None:
             self._fill_up(self._reserve)
             return
-        fill = self._port.fill()
-        self.fill_min = fill if self.fill_min < 0 else min(self.fill_min, fill)
+        self._measure()
         self._feed()
         self._pad(idle)
 
+    def _measure(self) -> None:
+        """Note the least fill, from the first time on that the ring was full."""
+        fill = self._port.fill()
+        self._was_full = self._was_full or 4 * fill >= 3 * self._lead
+        if self._was_full:
+            self.fill_min = fill if self.fill_min < 0 else min(self.fill_min, fill)
+
     def _restart(self) -> None:
         """Post a new play action with silence in front, enough to last until its place is known."""
-        self._written = 0
+        self._written, self._was_full = 0, False
         self._fill_up(max(self._lead // 2, 3 * self._port.blocksize))
         self._port.start_play()
 
@@ -593,8 +611,8 @@ class DeviceLoop:
     Waits with silence until the engine's stream has published its first time. Runs in the device process.
     """
 
-    def __init__(self, config: IoConfig, port: Port, arena: Arena) -> None:
-        spec = config.spec
+    def __init__(self, spec: StreamSpec, port: Port, arena: Arena) -> None:
+        self._arena = arena  # the memory is unmapped when the last reference to it goes
         self._spec = spec
         self._port = port
         self._status = arena.status("io.status")
@@ -627,7 +645,7 @@ class DeviceLoop:
         moved = self._clock.observe(frames, time_ns)
         self._watch(moved, time_ns)
         stream = self._stream.read()
-        if self._grid is None and stream["time_ns"] and frames > 0:
+        if self._grid is None and stream["time_ns"] and self._clock.settled:
             self._grid = self._tie(frames, stream)
         if self._player is not None:
             self._player.turn(self._grid, idle=bool(stream["stopped"]) or not stream["mixed"])
@@ -642,8 +660,8 @@ class DeviceLoop:
         else:
             self._quiet_ns += min(time_ns - self._turn_ns, 10_000_000)
         self._turn_ns = time_ns
-        patience_ns = max(_STALL_NS, 8 * self._port.blocksize * SECOND_NS // self._port.samplerate)
-        if self._quiet_ns > patience_ns or not self._port.active():
+        block_ns = self._port.blocksize * SECOND_NS // self._port.samplerate
+        if self._quiet_ns > (max(_STALL_NS, 8 * block_ns) if self._grid else _OPEN_NS) or not self._port.active():
             raise DeviceGone
 
     def _tie(self, frames: int, stream: dict[str, Any]) -> Grid:
@@ -708,7 +726,9 @@ class RtmixerPort:
             self._stream.start()
         except sounddevice.PortAudioError as error:
             name = _full_name(target or source or devices[0])
-            raise DeviceError(f"device '{name}' does not open: {error.args[0]}; is another program using it?") from None
+            raise DeviceError(
+                f"device '{name}' does not open: {error.args[0]}; is another program using it?"
+            ) from None
         self.text = _opened(source, target, self.samplerate, spec.samplerate)
         self.latency = self._latency(self._stream.latency)
         size = _power_of_two(2 * spec.lead * self.samplerate // spec.samplerate + 2048)
@@ -770,6 +790,15 @@ class RtmixerPort:
         """Take all that was recorded."""
         block = np.frombuffer(self._record_ring.read(), np.float32)
         return block.reshape(-1, self.inputs)
+
+    def close(self) -> None:
+        """Stop and close, or end the process if that hangs."""
+        guard = threading.Timer(0.5, os._exit, (0,))
+        guard.daemon = True
+        guard.start()
+        self._stream.abort()
+        self._stream.close()
+        guard.cancel()
 
     def _first(self, action: Any, seen: list[int]) -> int | None:
         """Return the stream's callbacks less the action's, in frames.
@@ -861,26 +890,204 @@ def run_io(handle: ArenaHandle, config: IoConfig) -> None:
     """Serve the device until told to stop. Body of the device process, which does nothing else.
 
     A device that cannot be opened is tried again four times a second, with one sentence for each new reason.
-    Returns when the supervisor says so, when the parent is gone, or when the device has died: what PortAudio then
-    holds cannot be closed, so the process must end without trying (:func:`_io_process` does).
+    Returns when the supervisor says so, when the parent is gone, or when the device has died. What PortAudio then
+    still holds may hang on closing, so the process has to end without (:func:`_io_process` does).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
     arena = Arena.attach(handle)
-    use_realtime(config_priority(config))
+    use_realtime(IO_PRIORITY)
     _tell(arena, STARTING)
     port = _open_port(arena, config)
     if port is None:
+        _tell(arena, CLOSED)
         return
-    loop = DeviceLoop(config, port, arena)
-    loop.turn(time.monotonic_ns())  # warm, so that what it allocates once is there
+    _tell(arena, STARTING, port.text)
+    loop = DeviceLoop(config.spec, port, arena)
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        while not _told_to_stop(arena):
+        _serve(arena, loop)
+    except DeviceGone:
+        _tell(arena, FAILED, "the sound device stopped; the bar is kept and sound goes on when the device is back")
+        return
+    _tell(arena, CLOSED)
+    port.close()
+
+
+def _io_process(handle: ArenaHandle, config: IoConfig) -> None:
+    run_io(handle, config)
+    os._exit(0)  # the interpreter's own end would wait for PortAudio
+
+
+def _serve(arena: Arena, loop: DeviceLoop) -> None:
+    while not _told_to_stop(arena):
+        for _ in range(64):
             loop.turn(time.monotonic_ns())
             time.sleep(_TURN_SECONDS)
-        _tell(arena, CLOSED)
-        _close(port)
-    except DeviceGone:
-        _tell(arena, FAILED, "the sound device stopped; sideman keeps the bar and opens it again when it is back")
+
+
+def _open_port(arena: Arena, config: IoConfig) -> RtmixerPort | None:
+    """Try until it succeeds; ``None`` if told to stop before."""
+    said = ""
+    while not _told_to_stop(arena):
+        try:
+            return RtmixerPort(config, rescan=bool(said))
+        except DeviceError as error:
+            _tell(arena, FAILED, str(error) if str(error) != said else "")
+            said = str(error)
+        time.sleep(_RETRY_NS / SECOND_NS)
+    return None
+
+
+def _told_to_stop(arena: Arena) -> bool:
+    parent = multiprocessing.parent_process()
+    return bool(arena.status("io.control").read()["stop"]) or (parent is not None and not parent.is_alive())
+
+
+def _tell(arena: Arena, state: int, text: str = "") -> None:
+    arena.status("io.status").publish(state=state, heartbeat_ns=time.monotonic_ns())
+    if text:
+        arena.records("io.text").post(text.encode()[:_TEXT_BYTES])
+
+
+class Child(Protocol):
+    """What the supervisor needs of a process."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """``None`` while it lives."""
+
+    def is_alive(self) -> bool:
+        """Whether it lives."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+
+
+class DeviceSupervisor:
+    """Keeps a device process alive: kills one that hangs, replaces one that has died, for as long as it takes.
+
+    Lives in the bridge; :meth:`start` gives it a thread of its own. :meth:`stop` ends both.
+
+    Parameters
+    ----------
+    arena
+        Memory laid out by :func:`layout`.
+    config
+        Which device.
+    tell
+        Takes each new sentence for the user: what was opened, why it does not open, that it is back.
+    spawn
+        Starts a device process; tests give their own.
+    clock
+        Monotonic nanoseconds.
+
+    Attributes
+    ----------
+    sentence
+        The last one told.
+    restarts
+        Processes started beyond the first.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        config: IoConfig,
+        tell: Callable[[str], None] | None = None,
+        spawn: Callable[[], Child] | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.sentence = ""
+        self.restarts = 0
+        self._arena = arena
+        self._config = config
+        self._say = tell
+        self._spawn = spawn or self._spawn_process
+        self._clock = clock
+        self._status = arena.status("io.status")
+        self._texts = arena.records("io.text")
+        self._child: Child | None = None
+        self._spawned_ns = 0
+        self._due_ns = 0
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the process and the thread that watches it."""
+        self.poll()
+        self._thread = threading.Thread(target=self._watch, name="device-supervisor", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 1.0) -> None:
+        """End the process, kindly if it listens within the timeout, and the thread."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._arena.status("io.control").publish(stop=1)
+        if self._child is not None:
+            self._child.join(timeout_seconds)
+            self._kill()
+        self._hear_texts()
+
+    def poll(self) -> None:
+        """Look once: hear what it says, end it if it hangs, replace it if it is gone."""
+        self._hear_texts()
+        now = self._clock()
+        if self._child is None:
+            if now >= self._due_ns:
+                self._child, self._spawned_ns = self._spawn(), now
+            return
+        if not self._child.is_alive():
+            self._replace(f"the device process ended with code {self._child.exitcode}", now)
+        elif now - max(self._status.read()["heartbeat_ns"], self._spawned_ns) > self._patience_ns():
+            self._kill()
+            self._replace("the audio server does not answer; the device process is started again", now)
+
+    def _patience_ns(self) -> int:
+        """Opening a device may take seconds; serving it, every turn counts."""
+        status = self._status.read()
+        serving = status["state"] == RUNNING and status["heartbeat_ns"] > self._spawned_ns
+        return STALE_NS if serving else _OPEN_NS
+
+    def _replace(self, why: str, now: int) -> None:
+        """Forget the dead process and set the time for the next; one that never spoke is given more of it."""
+        spoke = self._status.read()["heartbeat_ns"] > self._spawned_ns
+        if not self._hear_texts():
+            self._tell(why)
+        self._child = None
+        self.restarts += 1
+        self._due_ns = now if spoke else now + 4 * _RETRY_NS
+
+    def _kill(self) -> None:
+        assert self._child is not None
+        self._child.kill()
+        self._child.join(1.0)
+
+    def _hear_texts(self) -> bool:
+        heard = False
+        while (record := self._texts.take()) is not None:
+            self._tell(record.decode(errors="replace"))
+            heard = True
+        return heard
+
+    def _tell(self, text: str) -> None:
+        if text != self.sentence and self._say is not None:
+            self._say(text)
+        self.sentence = text
+
+    def _watch(self) -> None:
+        while not self._ending.wait(0.02):
+            self.poll()
+
+    def _spawn_process(self) -> Child:
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(
+            target=_io_process, args=(self._arena.handle, self._config), name="sideman-io", daemon=True
+        )
+        process.start()
+        return process

@@ -6,7 +6,7 @@ That is why sums are explicit multiplies and adds, element by element: a matrix 
 in another order when the block has another size.
 
 Signal path: strip -> NaN guard -> strip meter -> gain, pan, mute, solo -> sum -> limiter -> output meter.
-All memory is laid out at the start. Every method belongs to the engine's thread.
+All buffers are laid out at the start. Every method belongs to the engine's thread.
 
 Latency: none. At frame n the outputs carry frame n of the stems, and of the dry input frame ``n - delay_frames``.
 """
@@ -200,6 +200,8 @@ class Mixer:
         columns, width = self._routing.columns, self._routing.width
         self._memory = np.zeros((3, SEGMENT_FRAMES * columns), np.float32)
         self._bus_memory = np.zeros((2, SEGMENT_FRAMES * width), np.float32)
+        self._click_memory = np.zeros((SEGMENT_FRAMES, 1), np.float32)
+        self._dry_memory = np.zeros((SEGMENT_FRAMES, len(self._dry.channels) if self._dry else 0), np.float32)
         self._peak, self._top = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
         self._bus_peak, self._bus_top = np.zeros(width, np.float32), np.zeros(width, np.float32)
         self._power, self._bus_power = np.zeros(columns), np.zeros(width)
@@ -357,8 +359,7 @@ class Mixer:
             for copy in routing.copies
         ]
         self._sums, self._moves = routing.plan(self._scaled, self._bus)
-        self._click_block = np.zeros((frames, 1), np.float32)
-        self._dry_block = np.zeros((frames, len(self._dry.channels) if self._dry else 0), np.float32)
+        self._click_block, self._dry_block = self._click_memory[:frames], self._dry_memory[:frames]
 
     def _mix_run(
         self, at: int, frames: int, offset: int, stems: Sequence[Block], dry: Block | None, tempo_map: TempoMap

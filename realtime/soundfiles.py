@@ -197,3 +197,13 @@ def _check_finite(path: Path, audio: Block, first: int) -> None:
                     f"{path}: frame {first + start + at} is {value}; sound is finite numbers, nominally -1 to 1; "
                     "which program wrote this file? export it again"
                 )
+
+
+def fit_channels(audio: Block, channels: int) -> Block:
+    """Return sound as wide as a stem wants it: mixed down to one channel, or channel c from channel c mod n."""
+    if audio.shape[1] == channels:
+        return audio
+    if channels == 1:
+        mixed: Block = audio.mean(axis=1, keepdims=True, dtype=np.float32)
+        return mixed
+    return np.ascontiguousarray(audio[:, np.arange(channels) % audio.shape[1]])

@@ -5,7 +5,7 @@ Live, it is the device's own frame counter as the device process (:mod:`realtime
 no device it is the wall clock, counted on from the last frame the device told. Either way it never goes back, and
 never leaps ahead of the time that has passed: the bar goes on whether or not anybody can hear it.
 
-Live positions start at ``mixed - lead``, so the first frame mixed is the first one heard.
+A live clock starts ``lead`` frames before the first frame mixed, so that nothing of it is lost on the way.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ class DeviceStream:
         self.underruns = 0
         self.late_frames = 0
         self._late_until = 0
+        self._arena = arena  # the memory is unmapped when the last reference to it goes
         self._input: AudioRing = arena.ring("io.input")
         self._output: AudioRing = arena.ring("io.output")
         self._device: StatusBlock = arena.status("io.status")
@@ -208,16 +209,17 @@ class DeviceStream:
 
     def run(self, process: Process) -> None:
         """Drive ``process`` until it has stopped and its last frame has left for the loudspeaker."""
-        playhead = Playhead(self.spec, process.mixed - self.spec.lead, self._clock())
+        origin = process.mixed
+        self._mix(process, origin)  # what is slow the first time happens before the clock starts
+        playhead = Playhead(self.spec, origin - self.spec.lead, self._clock())
         wake_seconds = _wake_seconds(self.spec)
         while True:
             time_ns, device = self._clock(), self._device.read()
             now = playhead.advance(time_ns, device)
             self._hear(process, now, playhead.follows, device)
             behind = self._mix(process, now)
-            finished = process.stopped and now >= process.mixed
-            self._publish(process, now, time_ns, finished)
-            if finished:
+            self._publish(process, now, time_ns)
+            if process.stopped and now >= process.mixed:
                 return
             if not behind:
                 self._sleep(wake_seconds)
@@ -250,7 +252,7 @@ class DeviceStream:
         self.late_frames += now - known
         self._late_until = now
 
-    def _publish(self, process: Process, now: int, time_ns: int, finished: bool) -> None:
+    def _publish(self, process: Process, now: int, time_ns: int) -> None:
         self._status.publish(
             frame=now,
             time_ns=time_ns,
@@ -258,7 +260,7 @@ class DeviceStream:
             heard=process.heard,
             underruns=self.underruns,
             late_frames=self.late_frames,
-            stopped=finished,
+            stopped=process.stopped,
         )
 
 

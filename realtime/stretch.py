@@ -1,9 +1,9 @@
 """Fitting a sound to a length without moving its attack. The one file that wraps python-stretch (Signalsmith).
 
 Found by experiment with python-stretch 0.3.1: the library takes and gives ``(channels, frames)``, makes up for its
-own latency, returns ``frames / factor`` rounded, is the same bit for bit for the same seed, and lets the last 40 ms
-or so fade unless more sound follows (so :func:`fit` takes what follows in the source). A click that is stretched
-smears over +-60 ms: hence the attack is never stretched.
+own latency, returns ``frames / factor`` rounded, and is the same bit for bit for the same seed. A click that is
+stretched smears over +-60 ms: so the attack is never stretched. The last 40 ms or so lose up to 12 dB unless more
+sound follows: so the end is mirrored (what really follows may be the next attack, whose smear would come early).
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from realtime.protocols import Block
 
 MIN_RATIO, MAX_RATIO = 0.5, 2.0
 ATTACK_SECONDS = 0.025
-TAIL_SECONDS = 0.080
-"""Sound after the end that :func:`fit` can use."""
+MIRROR_SECONDS = 0.080
 FADE_SECONDS = 0.005
 _SEED = 1
 
 
-def fit(audio: Block, frames: int, attack_frames: int, samplerate: int, tail: Block | None = None) -> Block:
+def fit(audio: Block, frames: int, attack_frames: int, samplerate: int) -> Block:
     """Return ``audio`` in exactly ``frames``: its attack as it is, the rest stretched.
 
     Parameters
@@ -36,8 +35,6 @@ def fit(audio: Block, frames: int, attack_frames: int, samplerate: int, tail: Bl
         faded in over 5 ms.
     samplerate
         Frames per second; sets the block of the stretcher and the fades.
-    tail
-        What follows ``audio`` in its source, ``(any, channels)``: keeps the end from fading.
     """
     if len(audio) == frames:
         return audio.copy()
@@ -46,14 +43,28 @@ def fit(audio: Block, frames: int, attack_frames: int, samplerate: int, tail: Bl
         return _cut_or_pad(audio, frames, fade)
     attack = min(attack_frames, len(audio) // 2, frames // 2)
     fade = min(fade, len(audio) - attack, frames - attack)
-    rest = audio[attack:] if tail is None else np.concatenate((audio[attack:], tail))
+    mirror = min(round(MIRROR_SECONDS * samplerate), len(audio) - attack)
+    rest = np.concatenate((audio[attack:], audio[len(audio) - mirror :][::-1]))
     factor = (len(audio) - attack) / (frames - attack)
-    stretched = _stretch(rest, factor, samplerate)[: frames - attack]
+    stretched = _stretch(rest, factor, samplerate)
+    bridge = audio[attack : attack + fade]
+    stretched = stretched[_best_lag(bridge, stretched[: 2 * fade]) :][: frames - attack]
     out = np.zeros((frames, audio.shape[1]), np.float32)
     out[:attack] = audio[:attack]
     out[attack : attack + len(stretched)] = stretched
-    out[attack : attack + fade] = crossfade(audio[attack : attack + fade], out[attack : attack + fade])
+    out[attack : attack + fade] = crossfade(bridge, out[attack : attack + fade])
     return out
+
+
+def _best_lag(bridge: Block, stretched: Block) -> int:
+    """Return how many frames of ``stretched`` to leave out so that it is in phase with ``bridge``: 5 ms at most."""
+    lags = len(stretched) - len(bridge) + 1
+    if lags < 2:
+        return 0
+    windows = np.lib.stride_tricks.sliding_window_view(stretched, len(bridge), axis=0)  # (lags, channels, fade)
+    products = (windows * bridge.T).sum(axis=(1, 2))
+    levels = np.sqrt((windows * windows).sum(axis=(1, 2))) + 1e-9
+    return int((products / levels).argmax())
 
 
 def _stretch(audio: Block, factor: float, samplerate: int) -> Block:

@@ -76,7 +76,7 @@ class AgentConfig:
     name: str
     kind: str
     channels: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     listens: str = "input"
     budget_seconds: float = 0.0
 

@@ -17,18 +17,24 @@ so that an onset in the last frames of a hop has been heard.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
+
+from realtime.inference import Model
+from realtime.listener import OnsetDetector
+from realtime.protocols import HOP_FRAMES
 
 Array = npt.NDArray[np.float32]
 
@@ -361,7 +367,7 @@ def crossings(probability: Array, threshold: float) -> npt.NDArray[np.int64]:
 
 
 def flux(audio: Array, gain: float) -> Array:
-    """Half-wave rectified spectral flux of log magnitudes ``(hops,)``, causal (Bello et al. 2005; Böck et al. 2012)."""
+    """Causal spectral flux of log magnitudes, half-wave rectified, ``(hops,)`` (Bello et al. 2005, Böck et al. 2012)."""
     padded = np.concatenate([np.zeros(2048 - HOP, np.float32), audio])
     frames = np.lib.stride_tricks.sliding_window_view(padded, 2048)[::HOP]
     magnitude = np.log1p(gain * np.abs(np.fft.rfft(frames * np.hanning(2048).astype(np.float32))))
@@ -547,14 +553,195 @@ def run_training(work: Path, epochs: int) -> None:
     print(json.dumps(report, indent=1))
 
 
+# -------------------------------------------------------------------------------------------------- the export
+
+NAMES_IN = ["audio", "history", "mean", "last", "hidden"]
+NAMES_OUT = ["onset", "history_next", "mean_next", "last_next", "hidden_next"]
+MODEL_FOLDER = Path("exported_models/onset")
+TRAIN_COMMAND = "python -m tools.onset train --work DIR"
+EXPORT_COMMAND = "python -m tools.onset export --work DIR"
+GOLDEN_STEPS = 24
+
+
+def stepped(net: Onset, audio: torch.Tensor) -> tuple[list[Array], list[list[Array]]]:
+    """Run a recording ``(frames,)`` hop by hop: probabilities, and the states before each hop and after the last."""
+    state = net.silence()
+    outputs, states = [], [[s.numpy() for s in state]]
+    with torch.no_grad():
+        for hop in audio.split(HOP):
+            probability, *state = net(hop[None], *state)
+            outputs.append(probability.numpy())
+            states.append([s.numpy() for s in state])
+    return outputs, states
+
+
+def onnx_bytes(net: Onset) -> bytes:
+    """Export one hop. Names of files, lines and stack frames are taken out; the same weights give the same bytes."""
+    import onnx
+
+    example = (torch.zeros(1, HOP), *net.silence())
+    program = torch.onnx.export(
+        net, example, dynamo=True, external_data=False, opset_version=20, verbose=False,
+        input_names=NAMES_IN, output_names=NAMES_OUT,
+    )  # fmt: skip
+    model = program.model_proto
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    model.graph.name = "onset"
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def tensor(name: str, shape: list[int], unit: str, axes: list[str]) -> dict[str, object]:
+    return {"name": name, "shape": shape, "dtype": "float32", "unit": unit, "axes": axes}
+
+
+def card(report: dict[str, Any], sha256: str, largest_error: float, hops: int) -> dict[str, object]:
+    test = report["test"]
+    metrics = [
+        {"name": f"F1 on the test split, {within}, {who}", "value": round(test[who][within]["f1"], 4), "unit": "1",
+         "command": TRAIN_COMMAND}
+        for within in ("50 ms", "25 ms") for who in ("network", "spectral flux", "random", "truth")
+    ]  # fmt: skip
+    metrics.append(
+        {"name": f"largest difference, ONNX hop by hop against torch whole, {hops} hops", "value": largest_error,
+         "unit": "1", "command": EXPORT_COMMAND}
+    )  # fmt: skip
+    state_axes = {"history": ["channel", "frame_past"], "mean": ["batch", "band"], "last": ["batch", "feature"],
+                  "hidden": ["batch", "unit"]}  # fmt: skip
+    shapes = {name: list(s.shape) for name, s in zip(NAMES_IN[1:], Onset.silence(), strict=True)}
+    units = {"history": "full scale", "mean": "nepers of power / 10", "last": "nepers of power / 10", "hidden": "1"}
+    return {
+        "name": "onset",
+        "version": "1.0.0",
+        "task": "onset detection",
+        "licence": "GPL-3.0-or-later",
+        "sha256": sha256,
+        "samplerate": SAMPLERATE,
+        "hop": HOP,
+        "latency": HOP,
+        "receptive_field": "unbounded",
+        "tolerance": 1e-4,
+        "parameters": {"threshold": report["threshold"], "offset_frames": report["shift"]},
+        "inputs": [tensor("audio", [1, HOP], "full scale, -1 to 1", ["channel", "frame"])],
+        "outputs": [tensor("onset", [1, 1], "probability", ["batch", "hop"])],
+        "states": [
+            tensor(n, shapes[n], units[n], state_axes[n]) | {"output": n + "_next"} for n in NAMES_IN[1:]
+        ],
+        "data": [
+            {"name": "synthetic parts, drawn from seeds by tools/onset.py", "licence": "GPL-3.0-or-later",
+             "note": "; ".join(f"{n}: {c} clips of 5 s from seed {s}" for n, (s, c) in SPLITS.items())}
+        ],
+        "metrics": metrics,
+    }  # fmt: skip
+
+
+def trained(work: Path) -> Onset:
+    net = Onset()
+    with np.load(work / "onset.npz", allow_pickle=False) as weights:
+        for name, parameter in net.named_parameters():
+            parameter.data = torch.from_numpy(weights[name])
+    return net.eval()
+
+
+def run_export(work: Path, folder: Path) -> None:
+    import tomlkit
+
+    torch.set_num_threads(1)
+    net, report = trained(work), json.loads((work / "report.json").read_text())
+    model = onnx_bytes(net)
+    if str(Path.cwd()).encode() in model or b"site-packages" in model:
+        raise SystemExit("the exported file holds a path of this machine")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(model)
+    first = SPLITS["test"][0]
+    audio = np.concatenate([clip(first + i)[0] for i in range(4)])
+    error = largest_error(net, model, audio)
+    golden(folder / "golden.npz", net, torch.from_numpy(audio))
+    content = card(report, hashlib.sha256(model).hexdigest(), error, len(audio) // HOP)
+    (folder / "card.toml").write_text(
+        f"# Written by {EXPORT_COMMAND}; DIR is where {TRAIN_COMMAND} put its result.\n" + tomlkit.dumps(content)
+    )
+    print(f"{len(model)} bytes, largest difference {error:.2g}; opened on {Model.open(folder).provider}")
+
+
+def largest_error(net: Onset, model: bytes, audio: Array) -> float:
+    """Compare ONNX, hop by hop, with torch on the whole recording."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    state = [s.numpy() for s in net.silence()]
+    streamed = []
+    for hop in audio.reshape(-1, 1, HOP):
+        probability, *state = session.run(NAMES_OUT, dict(zip(NAMES_IN, [hop, *state], strict=True)))
+        streamed.append(probability[0, 0])
+    with torch.no_grad():
+        whole = net.whole(torch.from_numpy(audio)[None])[0].numpy()
+    return float(np.abs(np.array(streamed) - whole).max())
+
+
+def golden(path: Path, net: Onset, audio: torch.Tensor) -> None:
+    """Write steps with an onset in them: outputs from the whole recording, states from torch hop by hop."""
+    with torch.no_grad():
+        whole = net.whole(audio[None])[0].numpy()
+    onset = next(k for k in range(CLIP_HOPS) if k >= GOLDEN_STEPS and whole[k] > 0.9)
+    first = onset - GOLDEN_STEPS // 2
+    _, states = stepped(net, audio[: (first + GOLDEN_STEPS) * HOP])
+    columns = [np.stack(s) for s in zip(*states[first:], strict=True)]
+    hops = audio[first * HOP : (first + GOLDEN_STEPS) * HOP].numpy().reshape(GOLDEN_STEPS, 1, HOP)
+    np.savez(
+        path,
+        **{"input.audio": hops, "output.onset": whole[first : first + GOLDEN_STEPS].reshape(-1, 1, 1)},
+        **{f"state.{name}": column for name, column in zip(NAMES_IN[1:], columns, strict=True)},
+    )
+
+
+def run_hearing(files: list[Path], bpm: float) -> None:
+    """Count onsets of recordings that start on a bar line, and how many lie within 25 ms of a sixteenth note."""
+    import soundfile
+
+    for file in files:
+        audio, samplerate = soundfile.read(file, dtype="float32", always_2d=True)
+        detector = OnsetDetector(MODEL_FOLDER, samplerate)
+        began = time.perf_counter()
+        hops = len(audio) // HOP_FRAMES
+        for k in range(hops):
+            detector.hear(audio[k * HOP_FRAMES : (k + 1) * HOP_FRAMES], k * HOP_FRAMES)
+        spent = (time.perf_counter() - began) / max(1, hops)
+        times = np.array(detector.onsets(0, len(audio))) / samplerate
+        step = 15 / bpm
+        near = np.mean(np.abs(times - np.round(times / step) * step) <= 0.025) if len(times) else 0.0
+        beats = len(audio) / samplerate * bpm / 60
+        print(
+            f"{file.parent.name}/{file.name}: {len(times)} onsets, "
+            f"{detector.activity(0, len(audio), beats):.2f} a beat, "
+            f"{near:.0%} within 25 ms of a sixteenth (chance {min(1, 0.05 / step):.0%}), {spent * 1e6:.0f} us a hop"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("train")
-    verb.add_argument("--work", type=Path, required=True)
-    verb.add_argument("--epochs", type=int, default=40)
+    for name in ("train", "export"):
+        verb = verbs.add_parser(name)
+        verb.add_argument("--work", type=Path, required=True, metavar="DIR")
+    verbs.choices["train"].add_argument("--epochs", type=int, default=40)
+    verbs.choices["export"].add_argument("--out", type=Path, default=MODEL_FOLDER)
+    verb = verbs.add_parser("hear")
+    verb.add_argument("files", type=Path, nargs="+")
+    verb.add_argument("--bpm", type=float, default=120.0)
     options = parser.parse_args()
-    run_training(options.work, options.epochs)
+    if options.verb == "train":
+        run_training(options.work, options.epochs)
+    elif options.verb == "export":
+        run_export(options.work, options.out)
+    else:
+        run_hearing(options.files, options.bpm)
 
 
 if __name__ == "__main__":

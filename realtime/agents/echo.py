@@ -6,8 +6,11 @@ sound of it, so that a replay can skip the deciding. Write your own agent like t
 
 from __future__ import annotations
 
+import numpy as np
+
 from realtime.buffers import crossfade, join_frames
 from realtime.protocols import Block, Clip, Origin, Piece, Span, SpanRequest, StreamSpec
+from realtime.soundfiles import fit_channels
 
 
 class EchoAgent:
@@ -20,29 +23,46 @@ class EchoAgent:
         self._join = join_frames(spec.samplerate)
 
     def hear(self, hop: Block, frame: int) -> None:
-        pass  # a request brings all that was heard with it
+        """Remember nothing: every request brings what was heard with it."""
 
     def play(self, request: SpanRequest) -> Clip | None:
-        """Take the same place one bar ago; what had not been heard of it yet when the request was made, two."""
-        bar = self._bar_ago(request, 1)
-        known = max(0, min(request.frames, request.context_end - bar))
-        pieces = [Piece(self.source, bar, known, 0, known)]
-        if known < request.frames:
-            rest, earlier = request.frames - known, self._bar_ago(request, 2) + known
-            pieces.append(Piece(self.source, earlier, rest, known, rest))
-        pieces = [piece for piece in pieces if piece.frames and piece.source_frame >= 0]
-        return self.realise(request, Origin("heard", pieces=tuple(pieces))) if pieces else None
-
-    def _bar_ago(self, request: SpanRequest, bars: int) -> int:
-        timeline = request.timeline
-        return timeline.frame_at(timeline.beat_at(request.start) - bars * timeline.meter.beats)
+        """Take the same place one bar ago; of what was not heard yet when the request was made, two bars ago."""
+        timeline, beat = request.timeline, request.timeline.beat_at(request.start)
+        one, two = (timeline.frame_at(beat - bars * timeline.meter.beats) for bars in (1, 2))
+        known = max(0, min(request.frames, request.context_end - one))
+        rest = request.frames - known
+        pieces = (Piece(self.source, one, known, 0, known), Piece(self.source, two + known, rest, known, rest))
+        heard = tuple(piece for piece in pieces if piece.frames and piece.source_frame >= 0)
+        return self.realise(request, Origin("heard", self.source, pieces=heard)) if heard else None
 
     def realise(self, request: SpanRequest, origin: Origin) -> Clip:
-        """Copy each piece to its place, with what sounded before it faded in under what it follows."""
-        audio = self._heard(request, self.source, 0, 0, self._join + request.frames)
+        """Copy each piece to its place; the join lies before it, over what precedes the piece where it was heard."""
+        join = self._join
+        audio = np.zeros((join + request.frames, self.channels), np.float32)
         for piece in origin.pieces:
-            sound = self._heard(request, piece.source, piece.source_frame, self._join, piece.frames) * piece.gain
-            at = piece.at + self._join
-            audio[piece.at : at] = crossfade(audio[piece.at : at], sound[: self._join])
-            audio[at : at + piece.frames] = sound[self._join :]
-        return Clip(audio, self._join, origin)
+            sound = self._sound(request, piece)
+            if piece.at:
+                sound[:join] = crossfade(audio[piece.at : piece.at + join], sound[:join])
+            audio[piece.at : piece.at + len(sound)] = sound
+        return Clip(audio, join, origin)
+
+    def _sound(self, request: SpanRequest, piece: Piece) -> Block:
+        """Read a piece and the join before it, ``(join + frames, channels)``."""
+        if request.heard is None:
+            raise ValueError("echo: the request carries nothing heard; its worker adds `heard` before it asks")
+        start, end = piece.source_frame - self._join, piece.source_frame + piece.frames
+        if piece.source == "input":
+            sound = request.heard.input(start, end)
+        else:
+            sound = request.heard.stem(piece.source, start, end)
+        return fit_channels(sound, self.channels) * np.float32(piece.gain)
+
+    def confirm(self, span: Span, origin: Origin | None) -> None:
+        """Do nothing: what was played before changes nothing."""
+
+    def snapshot(self) -> bytes:
+        """Return the state: none."""
+        return b"{}"
+
+    def restore(self, state: bytes) -> None:
+        """Take the state up: none."""

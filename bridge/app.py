@@ -1,0 +1,497 @@
+"""Reads a session, builds everything and connects it: rendered from a file, replayed from a take, or live.
+
+Only this file builds what holds processes. :func:`render` and :func:`replay` run the engine here on a virtual clock;
+:class:`Live` spawns the device process, the engine, the recorder and a worker per agent around one piece of shared
+memory, and takes all of it down again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from bridge.session import AgentTable, Session
+from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
+from realtime.messages import decode, encode, to_bytes
+from realtime.mixer import Metronome, Monitor, Strip
+from realtime.protocols import Block, StreamSpec
+from realtime.worker import AgentConfig, AgentRunner, InlinePort, RingHeard, build_agent
+
+if TYPE_CHECKING:
+    from bridge.recorder import TakeReader
+    from realtime.scheduler import Timing
+
+OFFLINE_LEAD = 1024
+OFFLINE_BLOCKSIZE = 1024
+OFFLINE_BUDGET_SECONDS = 0.25
+"""What an agent is held to take where nothing is measured: so a render does not depend on the machine."""
+LONGEST_SPAN_SECONDS = 8.0
+CLOSING_SECONDS = 10.0
+
+Progress = Callable[[int, int], None]
+"""Takes frames done and frames in all."""
+
+
+def version() -> str:
+    """Return sideman's version."""
+    try:
+        return installed_version("sideman")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# From a session to what the engine knows
+
+
+def engine_config(session: Session, spec: StreamSpec, *, live: bool) -> EngineConfig:
+    """Return everything the engine has to know.
+
+    Live, the clock starts with the count-in; a file brings its own downbeat.
+    """
+    rate = spec.samplerate
+    downbeat = session.count_in_frame(rate) if live else session.downbeat_frame(rate)
+    monitor = Monitor(gain_db=session.mixer.monitor_gain_db, outputs=session.routed(session.mixer.monitor_outputs))
+    metronome = Metronome(
+        on=session.metronome.on, gain_db=session.metronome.gain_db, outputs=session.routed(session.metronome.outputs)
+    )
+    tempo_map = session.tempo_map(rate, downbeat)
+    longest = max(float(timeline.meter.beats * 60 / timeline.tempo) for timeline in tempo_map.timelines)
+    return EngineConfig(
+        spec=spec,
+        tempo_map=tempo_map,
+        seed=session.session.seed,
+        parts=tuple(part_config(session, agent) for agent in session.agents),
+        chart=session.chart(),
+        metronome=metronome,
+        monitor=monitor if session.mixer.monitor else None,
+        monitor_delay_frames=spec.lead + spec.latency + 2 * spec.blocksize if live else 0,
+        ceiling_db=session.mixer.ceiling_db,
+        longest_span_seconds=max(LONGEST_SPAN_SECONDS, 1.25 * longest),
+    )
+
+
+def part_config(session: Session, agent: AgentTable) -> PartConfig:
+    """Return one agent's seat in the band."""
+    options = dict(agent.options)
+    channels = agent.channels or 1
+    if agent.kind == "corpus":
+        options["corpus"] = str(session.corpus_path(agent))
+    model = session.model_path(agent)
+    if model is not None:
+        options["model"] = str(model)
+    options["channels"] = channels
+    if agent.kind == "echo":
+        options["source"] = agent.listens
+    strip = Strip(
+        agent.name, channels, agent.gain_db, agent.pan, agent.mute, agent.solo, session.routed(agent.outputs)
+    )
+    config = AgentConfig(agent.name, agent.kind, channels, options, agent.listens, agent.budget_seconds)
+    return PartConfig(config, strip, agent.grid_beats, agent.follows)
+
+
+# Input
+
+
+class FileInput:
+    """A sound file as the session hears it: its channels chosen, at the session's rate, block by block.
+
+    Raises
+    ------
+    ValueError
+        In one sentence, if the file cannot be used or lacks a channel.
+    """
+
+    _CHUNK = 1 << 16  # always the same, so that the result does not depend on how it is read
+
+    def __init__(self, path: str | os.PathLike[str], samplerate: int, channels: tuple[int, ...]) -> None:
+        from realtime.soundfiles import SoundFile
+
+        self._file = SoundFile(Path(path))
+        info = self._file.info
+        if max(channels) > info.channels:
+            raise ValueError(
+                f"{path} has {info.channels} channels, but the session hears input {max(channels)}; "
+                "set stream.inputs to channels the file has, for instance [1]"
+            )
+        self._channels = [channel - 1 for channel in channels]
+        self.frames = max(1, round(info.frames * samplerate / info.samplerate))
+        self._total, self._at = info.frames, 0
+        self._resampler: Any = None
+        if info.samplerate != samplerate:
+            import soxr
+
+            self._resampler = soxr.ResampleStream(
+                info.samplerate, samplerate, len(channels), dtype="float32", quality="HQ"
+            )
+        self._ready: list[Block] = []
+
+    def read(self, frames: int) -> Block:
+        """Return the next ``frames``; fewer, or none, at the end."""
+        import numpy as np
+
+        have = sum(map(len, self._ready))
+        while have < frames and self._at < self._total:
+            end = min(self._total, self._at + self._CHUNK)
+            chunk = np.ascontiguousarray(self._file.read(self._at, end)[:, self._channels])
+            if self._resampler is not None:
+                chunk = self._resampler.resample_chunk(chunk, last=end == self._total)
+            self._at = end
+            self._ready.append(chunk)
+            have += len(chunk)
+        block = np.concatenate([*self._ready, np.zeros((0, len(self._channels)), np.float32)])
+        self._ready = [block[frames:]]
+        return block[:frames]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+# On a virtual clock
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a render or a replay left: the take, and how it went."""
+
+    folder: Path
+    frames: int
+    seconds: float
+    samplerate: int
+    fault: str = ""
+    interrupted: bool = False
+
+    @property
+    def realtime_factor(self) -> float:
+        """Seconds of music made in a second."""
+        return self.frames / self.samplerate / max(self.seconds, 1e-9)
+
+
+def inline_band(
+    config: EngineConfig,
+    make_port: Callable[[AgentRunner, int], InlinePort],
+    log: Callable[[dict[str, object]], None],
+    timing: Timing | None = None,
+    script: tuple[tuple[int, Command], ...] = (),
+) -> Engine:
+    """Build an engine whose agents run in this process."""
+    memory = Memory.private(config)
+    heard = RingHeard(memory.inputs, memory.stems)
+    ports = []
+    for part in config.parts:
+        runner = AgentRunner(build_agent(part.agent), part.agent, config.spec, heard)
+        budget_seconds = part.agent.budget_seconds or OFFLINE_BUDGET_SECONDS
+        ports.append(make_port(runner, round(budget_seconds * config.spec.samplerate)))
+    engine = Engine(config, ports, memory, log=log, timing=timing, script=script)
+    for port in ports:
+        port.now = lambda: engine.mixed
+    return engine
+
+
+def render(
+    session: Session,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    blocksize: int = OFFLINE_BLOCKSIZE,
+    script: tuple[tuple[int, Command], ...] = (),
+    progress: Progress = lambda done, total: None,
+) -> Rendered:
+    """Play a session against a file, as it would be played live, and write the take into ``out``.
+
+    Parameters
+    ----------
+    session
+        The session; its downbeat is that of the file.
+    source
+        What the player plays: any sound file. The stems are exactly as long, at the session's rate.
+    out
+        Folder of the take; one that holds a take is refused.
+    blocksize
+        Frames at a time. The result does not depend on it.
+    script
+        Commands and the frames at which they count.
+    progress
+        Called after each block.
+
+    Raises
+    ------
+    ValueError
+        In one sentence, before anything is written, if the session, a corpus or the file cannot be used.
+    """
+    from bridge.tap import new_take, take_header
+
+    audio = FileInput(source, session.stream.samplerate, session.stream.inputs)
+    spec = replace(session.spec(OFFLINE_LEAD), blocksize=blocksize)
+    config = engine_config(session, spec, live=False)
+    lines: list[dict[str, object]] = []
+    engine = inline_band(config, InlinePort, lambda line: lines.append(line), script=script)
+    take = new_take(Path(out), config, take_header(config, version(), session.toml()))
+    try:
+        return _run(engine, take, lines, audio.read, audio.frames, progress)
+    finally:
+        audio.close()
+
+
+def replay(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Rendered:
+    """Play a take again from its input and its lines, and write it into ``out``; its stems are not read."""
+    from bridge.recorder import TakeReader
+    from bridge.tap import new_take
+    from realtime.replay import ForcedTiming, ReplayPort, Script
+
+    take = TakeReader(folder)
+    if "engine" not in take.header:
+        raise ValueError(f"{take.folder}: its first line has no engine; was it recorded by another program?")
+    config = decode(EngineConfig, take.header["engine"])
+    config = replace(config, spec=replace(config.spec, blocksize=OFFLINE_BLOCKSIZE))
+    forced = Script.read(take.lines)
+    lines: list[dict[str, object]] = []
+    engine = inline_band(
+        config,
+        lambda runner, budget: ReplayPort(runner, forced),
+        lambda line: lines.append(line),
+        timing=ForcedTiming(forced),
+        script=forced.commands,
+    )
+    heard = take.input(OFFLINE_BLOCKSIZE)
+    again = new_take(Path(out), config, {key: take.header[key] for key in take.header if key not in _FRESH})
+    return _run(engine, again, lines, lambda frames: next(heard), take.frames, progress)
+
+
+_FRESH = ("type", "version", "inputs", "outputs", "stems")
+
+
+def _run(
+    engine: Engine,
+    take: Any,
+    lines: list[dict[str, object]],
+    read: Callable[[int], Block],
+    frames: int,
+    progress: Progress,
+) -> Rendered:
+    """Drive an engine over ``frames`` of input into a take. Ctrl-C ends it early and keeps what there is."""
+    from bridge.tap import Tap
+    from realtime.stream import OfflineStream
+
+    tap, spec = Tap(take, engine.memory), engine.spec
+    every = max(1, spec.samplerate // 2)
+    begin, interrupted = time.perf_counter(), False
+
+    def keep(done: int) -> None:
+        tap.drain()
+        for line in lines:
+            take.log(line)
+        lines.clear()
+        progress(done, frames)
+
+    def after_block(done: int) -> None:
+        if done // every != (done - spec.blocksize) // every or done == frames:
+            keep(done)
+
+    try:
+        OfflineStream(spec, read, frames, lambda block: None, after_block).run(engine)
+    except KeyboardInterrupt:
+        interrupted = True
+    tap.drain(engine.mixed)
+    keep(engine.mixed)
+    made = take.close(engine.mixed, engine.summary())
+    return Rendered(take.folder, made, time.perf_counter() - begin, spec.samplerate, take.fault, interrupted)
+
+
+def verdicts(original: TakeReader, again: TakeReader) -> dict[str, str]:
+    """Say of every stem whether a replay gave the same bits: ``"identical"``, ``"different"``, ``"unknown"``."""
+    recorded = original.end.stems if original.end is not None else {}
+    found = {}
+    for name in original.stems:
+        truth = recorded.get(name) or (original.stem_hash(name) if original.has(name) else "")
+        same = "identical" if truth == again.stem_hash(name) else "different"
+        found[name] = same if truth else "unknown"
+    return found
+
+
+# Live
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a session looks like at one moment."""
+
+    frame: int
+    bar: int
+    beat: int
+    stopped: bool
+    rungs: dict[str, list[int]]
+    peaks: list[float]
+    armed: dict[str, bool]
+    device: dict[str, Any]
+    stream: dict[str, Any]
+
+
+class Live:
+    """A session that plays, as one ``with``.
+
+    Parameters
+    ----------
+    session
+        What to play.
+    folder
+        Where the take goes, ``None`` for no take.
+    tell
+        Takes sentences for the user: devices, faults, what could not be loaded.
+    lead
+        Frames mixed ahead, 0 to choose it now from rights and a short measurement.
+    """
+
+    def __init__(self, session: Session, folder: Path | None, tell: Callable[[str], None], *, lead: int = 0) -> None:
+        from realtime.io import choose_lead, measure_lateness, realtime_rights
+
+        self.session, self.folder, self._tell = session, folder, tell
+        stream = session.stream
+        self.realtime = realtime_rights()
+        chosen = lead or stream.lead
+        if not chosen:
+            chosen = choose_lead(self.realtime, measure_lateness(0.05), stream.samplerate, stream.blocksize)
+        self.config = engine_config(session, session.spec(chosen), live=True)
+        self.failed = False
+        self.closed_frames: int | None = None
+        self._processes: dict[str, Any] = {}
+        self._reported: set[str] = set()
+
+    def __enter__(self) -> Live:
+        from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
+        from realtime import io
+        from realtime.buffers import Arena
+        from realtime.engine import engine_layout, run_engine
+        from realtime.worker import WorkerConfig, run_worker
+
+        config, context = self.config, multiprocessing.get_context("spawn")
+        self.arena = Arena.create({**engine_layout(config), **io.layout(config.spec), **recorder_layout()})
+        self._supervisor = None
+        try:
+            wakes = [context.Semaphore(0) for _ in config.parts]
+            handle, device = self.arena.handle, self.session.stream.device != "null"
+            self._spawn(context, "engine", run_engine, handle, config, wakes, device)
+            if device:
+                io_config = io.IoConfig(
+                    config.spec, self.session.stream.device, input_channels=self.session.stream.inputs
+                )
+                self._supervisor = io.DeviceSupervisor(self.arena, io_config, self._tell)
+                self._supervisor.start()
+            if self.folder is not None:
+                header = take_header(config, version(), self.session.toml())
+                recorder = RecorderConfig(str(self.folder), config, header)
+                self._spawn(context, "recorder", run_recorder, handle, recorder)
+            stems = tuple(part.agent.name for part in config.parts)
+            for part, wake in zip(config.parts, wakes, strict=True):
+                worker = WorkerConfig(part.agent, config.spec, stems, config.tempo_map, part.grid_beats)
+                self._spawn(context, f"agent {part.agent.name}", run_worker, handle, worker, wake)
+        except BaseException:
+            self._take_down()
+            raise
+        self._wakes = wakes
+        return self
+
+    def _spawn(self, context: Any, name: str, target: Callable[..., None], *args: Any) -> None:
+        process = context.Process(target=target, args=args, name=f"sideman-{name}", daemon=True)
+        process.start()
+        self._processes[name] = process
+
+    def send(self, command: Command) -> bool:
+        """Hand a command to the engine; return whether its queue took it."""
+        return self.arena.records("commands").post(to_bytes(encode(command)))
+
+    def status(self) -> Status:
+        """Return how things stand."""
+        place, names = self.arena["place"], [part.agent.name for part in self.config.parts]
+        return Status(
+            frame=int(place[0]),
+            bar=int(place[1]),
+            beat=int(place[2]),
+            stopped=bool(place[3]),
+            rungs={name: [int(n) for n in row] for name, row in zip(names, self.arena["rungs"], strict=True)},
+            peaks=[float(peak) for peak in self.arena["meters"][:, 0]],
+            armed={name: self.arena.status(f"{name}.worker").read()["state"] == 1 for name in names},
+            device=self.arena.status("io.status").read(),
+            stream=self.arena.status("stream.status").read(),
+        )
+
+    def poll(self) -> bool:
+        """Look after everything once; return whether the session still runs. Call it a few times a second."""
+        for name, process in self._processes.items():
+            if name == "recorder":
+                self._hear_recorder()
+            elif name.startswith("agent ") and not process.is_alive():
+                self._report_worker(name.removeprefix("agent "))
+        engine = self._processes["engine"]
+        if not engine.is_alive() and not self.status().stopped:
+            self._tell(f"the engine ended with code {engine.exitcode}; the take up to here is kept")
+            self.failed = True
+            return False
+        return bool(engine.is_alive())
+
+    def _report_worker(self, name: str) -> None:
+        if name in self._reported:
+            return
+        self._reported.add(name)
+        record = self.arena.records(f"{name}.replies").take()
+        why = json.loads(record).get("failed") if record else None
+        self._tell(why or f"agent {name!r}: its worker ended; its stem goes down the ladder")
+        self.failed = self.failed or why is not None
+
+    def _hear_recorder(self) -> None:
+        while (record := self.arena.records("recorder.notes").take()) is not None:
+            note = json.loads(record)
+            if "failed" in note or note.get("fault"):
+                self._tell(note.get("failed") or note["fault"])
+                self.failed = True
+            if "closed" in note:
+                self.closed_frames = int(note["closed"])
+
+    def stop(self) -> None:
+        """Fade out, let the take close, end every process; bounded in time."""
+        self.send(Command("stop"))
+        self._wait("engine")
+        self.arena.records("recorder.orders").post(b"close")
+        self._wait("recorder")
+        self._hear_recorder()
+
+    def _wait(self, name: str) -> None:
+        process = self._processes.get(name)
+        if process is not None:
+            process.join(CLOSING_SECONDS)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            self._take_down()
+
+    def _take_down(self) -> None:
+        for name in self._processes:
+            if name.startswith("agent "):
+                self.arena.records(f"{name.removeprefix('agent ')}.requests").post(to_bytes({"stop": True}))
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        for process in self._processes.values():
+            process.join(0.3)
+            if process.is_alive():
+                process.kill()
+                process.join(1.0)
+        self.arena.close()
+        self.arena.unlink()
