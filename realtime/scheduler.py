@@ -472,9 +472,10 @@ class Part:
         }  # fmt: skip
         asked = turn.asked.get(SPECULATIVE if turn.rung == RUNG_SPECULATIVE else FINAL)
         if asked is not None and asked.reply is not None:
-            ready = asked.posted + round(asked.reply.compute_seconds * asked.request.timeline.samplerate)
-            margin_frames = self.deadline(turn) - max(asked.arrived, ready)
-            line |= {"attempt": asked.request.attempt, "arrived": asked.arrived, "margin_frames": margin_frames}
+            line |= {"attempt": asked.request.attempt, "arrived": asked.arrived}
+            if asked.posted < self.deadline(turn):  # else there was no time to be early in: the session's beginning
+                ready = asked.posted + round(asked.reply.compute_seconds * asked.request.timeline.samplerate)
+                line["margin_frames"] = self.deadline(turn) - max(asked.arrived, ready)
         self._log(line)
 
     def _let_go(self, *turns: Turn | None) -> None:

@@ -90,7 +90,8 @@ def whole(audio: Array) -> Array:
     hops = len(audio) // 512
     low = log_powers(np.concatenate([np.zeros(768), audio]), w["low"], 256).reshape(hops, 2, -1)
     high = log_powers(np.concatenate([np.zeros(128), audio]), w["high"], 128).reshape(hops, 4, -1)
-    mean, last, hidden = np.zeros(low.shape[2] + high.shape[2]), 0.0, np.zeros(w["gru.weight_hh_l0"].shape[1])
+    mean, hidden = np.zeros(low.shape[2] + high.shape[2]), np.zeros(w["gru.weight_hh_l0"].shape[1])
+    last: Array = np.zeros(w["squeeze.weight"].shape[1] // 2)
     found = []
     for k in range(hops):
         split = low.shape[2]
@@ -104,7 +105,7 @@ def whole(audio: Array) -> Array:
         candidate = np.tanh(nx + sigmoid(rx + rh) * nh)
         hidden = candidate + sigmoid(zx + zh) * (hidden - candidate)
         found.append(sigmoid(w["output.weight"] @ hidden + w["output.bias"])[0])
-    return np.array(found)
+    return np.asarray(found, np.float64)
 
 
 def playing(hops: int) -> Array:
@@ -113,7 +114,7 @@ def playing(hops: int) -> Array:
     since = t % 12_000
     tone = np.sin(2 * np.pi * 330 / 48_000 * since) * np.exp(-since / 3000)
     noise = np.random.default_rng(5).uniform(-1, 1, len(t))
-    return (0.4 * tone + 0.001 * noise).astype(np.float32)
+    return np.asarray(0.4 * tone + 0.001 * noise, np.float32)
 
 
 def test_streamed_equals_whole() -> None:

@@ -7,8 +7,8 @@
 Everything is drawn from seeds, the splits from disjoint ones. What the network is, in one hop of 512 frames:
 
     audio ── 14 Gabor filters of 1024 taps every 256 ─┐
-         └── 24 Gabor filters of  256 taps every 128 ─┴─ power ─ log ─ minus a slow mean ─ this hop and the last
-                                                                          ─ linear 32 ─ GRU 32 ─ linear 1 ─ sigmoid
+         └── 24 Gabor filters of  256 taps every 128 ─┴─ power ─ log ─ minus a slow mean = features
+    features and their rise over the last hop (half-wave rectified) ─ linear 32 ─ GRU 32 ─ linear 1 ─ sigmoid
 
 The filters are fixed, the rest is learned. What hop k puts out is about hop k - 1: the latency of one hop is there
 so that an onset in the last frames of a hop has been heard.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -302,7 +303,7 @@ class Onset(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         signal = torch.cat([history, audio], 1)
         features, mean = _normalised(*self.powers(signal), mean)
-        squeezed = torch.relu(self.squeeze(torch.cat([features, last], 1)))
+        squeezed = torch.relu(self.squeeze(torch.cat([features, torch.relu(features - last)], 1)))
         hidden = self._cell(squeezed, hidden)
         return torch.sigmoid(self.output(hidden)), signal[:, HOP:], mean, features, hidden
 
@@ -329,7 +330,7 @@ class Onset(nn.Module):
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits ``(n, hops)`` of features, with torch's own GRU."""
         last = functional.pad(features, (0, 0, 1, 0))[:, :-1]
-        hidden, _ = self.gru(torch.relu(self.squeeze(torch.cat([features, last], 2))))
+        hidden, _ = self.gru(torch.relu(self.squeeze(torch.cat([features, torch.relu(features - last)], 2))))
         return self.output(hidden)[..., 0]
 
     def whole(self, audio: torch.Tensor) -> torch.Tensor:
@@ -367,7 +368,7 @@ def crossings(probability: Array, threshold: float) -> npt.NDArray[np.int64]:
 
 
 def flux(audio: Array, gain: float) -> Array:
-    """Causal spectral flux of log magnitudes, half-wave rectified, ``(hops,)`` (Bello et al. 2005, Böck et al. 2012)."""
+    """Causal spectral flux of log magnitudes, half-wave rectified: ``(hops,)`` (Bello 2005, Böck 2012)."""
     padded = np.concatenate([np.zeros(2048 - HOP, np.float32), audio])
     frames = np.lib.stride_tricks.sliding_window_view(padded, 2048)[::HOP]
     magnitude = np.log1p(gain * np.abs(np.fft.rfft(frames * np.hanning(2048).astype(np.float32))))
@@ -375,13 +376,13 @@ def flux(audio: Array, gain: float) -> Array:
     return rise.mean(1).astype(np.float32)
 
 
-def peaks(curve: Array, delta: float, mean_hops: int) -> npt.NDArray[np.int64]:
-    """Causal peak picker: the largest of the last three hops and ``delta`` times above the mean of the past."""
+def peaks(curve: Array, delta: float, mean_hops: int, floor: float) -> npt.NDArray[np.int64]:
+    """Causal peak picker: the largest of three hops, and ``floor`` above ``delta`` times the mean of the past."""
     padded = np.concatenate([np.zeros(mean_hops, np.float32), curve])
     mean = np.lib.stride_tricks.sliding_window_view(padded, mean_hops)[: len(curve)].mean(1)
     largest = np.maximum(np.concatenate([[0], curve[:-1]]), np.concatenate([[0, 0], curve[:-2]]))
     found: list[int] = []
-    for k in np.flatnonzero((curve >= delta * mean + 0.002) & (curve >= largest)):
+    for k in np.flatnonzero((curve >= delta * mean + floor) & (curve >= largest)):
         if not found or k - found[-1] >= REFRACTORY_HOPS:
             found.append(int(k))
     return np.array(found, np.int64)
@@ -418,14 +419,14 @@ def score(truths: list[list[int]], founds: list[npt.NDArray[np.int64]], toleranc
 
 def best_shift(truths: list[list[int]], hops: list[npt.NDArray[np.int64]]) -> int:
     """Frames to add to a hop's start so that reports lie on the onsets in the median (valid only)."""
-    errors = [
-        np.array(t)[np.abs(np.array(t) - f).argmin()] - f
-        for t, found in zip(truths, hops, strict=True)
-        if t
-        for f in found * HOP
-    ]
-    near = [e for e in errors if abs(e) < 2400]
-    return int(np.median(near)) if near else 0
+    errors = [np.zeros(0)]
+    for truth, found in zip(truths, hops, strict=True):
+        if truth and len(found):
+            distance = np.array(truth)[:, None] - found * HOP
+            errors.append(distance[np.abs(distance).argmin(0), np.arange(len(found))])
+    near = np.concatenate(errors)
+    near = near[np.abs(near) < 2400]
+    return int(np.median(near)) if len(near) else 0
 
 
 # ------------------------------------------------------------------------------------------------ the training
@@ -485,18 +486,24 @@ def tuned(truths: list[list[int]], settings: list[dict[str, float]], pick: Picke
     return best[1], best[2]
 
 
+FLUX_GAINS = (0.1, 1, 10, 100, 1000)
+
+
 def flux_settings() -> list[dict[str, float]]:
+    deltas, lengths, floors = (
+        (1.0, 1.1, 1.2, 1.3, 1.5, 2.0),
+        (2, 3, 4, 6, 8, 16),
+        (0.0005, 0.001, 0.002, 0.004, 0.008),
+    )
     return [
-        {"gain": g, "delta": d, "mean_hops": m}
-        for g in (1, 10, 100, 1000)
-        for d in (1.2, 1.5, 2, 2.5, 3, 4)
-        for m in (8, 16, 32)
+        {"gain": gain, "delta": delta, "mean_hops": length, "floor": floor}
+        for gain, delta, length, floor in itertools.product(FLUX_GAINS, deltas, lengths, floors)
     ]
 
 
 def flux_picker(audio: Array) -> Picker:
-    curves = {gain: [flux(a, gain) for a in audio] for gain in (1, 10, 100, 1000)}
-    return lambda gain, delta, mean_hops: [peaks(c, delta, int(mean_hops)) for c in curves[int(gain)]]
+    curves = {gain: [flux(a, gain) for a in audio] for gain in FLUX_GAINS}
+    return lambda gain, delta, mean_hops, floor: [peaks(c, delta, int(mean_hops), floor) for c in curves[gain]]
 
 
 def compared(
