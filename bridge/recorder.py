@@ -159,6 +159,23 @@ class SpanLine:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinLine:
+    """A clip that came late was joined inside its span: it sounds from ``frame`` on, in its true place."""
+
+    agent: str
+    bar: int
+    beat: Fraction
+    attempt: int
+    frame: int
+    arrived: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int, Fraction]:
+        """The span it belongs to, as :attr:`SpanLine.key`."""
+        return self.agent, self.bar, self.beat
+
+
+@dataclass(frozen=True, slots=True)
 class XrunLine:
     """Frames that the device lost, or played without having any."""
 
@@ -477,7 +494,7 @@ class TakeReader:
         Length of the take: that of its shortest file. Everything is read up to here.
     lines
         Every line as a dict, also of types this version does not know.
-    requests, replies, spans, tempo, actions, xruns, pads
+    requests, replies, spans, joins, tempo, actions, xruns, pads
         The lines of one type, in order, as records.
     end
         The last line, ``None`` after a crash.
@@ -509,6 +526,7 @@ class TakeReader:
         self.requests = self._records("request", RequestLine)
         self.replies = self._records("reply", ReplyLine)
         self.spans = self._records("span", SpanLine)
+        self.joins = self._records("join", JoinLine)
         self.actions = self._records("action", Action)
         self.xruns = self._records("xrun", XrunLine)
         self.pads = self._records("pad", PadLine)

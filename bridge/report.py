@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -57,9 +57,11 @@ class Part:
     Attributes
     ----------
     spans
-        What sounded, in order; where a span was logged twice, its later line.
+        What was decided, in order; where a span was logged twice, its later line.
     placed
         The source material, in order.
+    joined
+        Frame at which a late clip was joined inside a span, by the span's key.
     margins_ms
         Milliseconds between each span's answer and its deadline; negative where it came late.
     peak_db
@@ -71,6 +73,7 @@ class Part:
     samplerate: int
     spans: list[SpanLine]
     placed: list[Placed]
+    joined: dict[tuple[str, int, Fraction], int]
     margins_ms: list[float]
     peak_db: float | None = None
     rungs: Counter[int] = field(default_factory=Counter)
@@ -97,14 +100,16 @@ def summarise(take: TakeReader) -> list[Part]:
 
 
 def _part(take: TakeReader, agent: str, peak: float | None) -> Part:
-    spans = sorted({span.key: span for span in take.spans if span.agent == agent}.values(), key=lambda s: s.start)
+    mine = {span.key: span for span in take.spans if span.agent == agent and span.start < take.frames}
+    spans = sorted(mine.values(), key=lambda span: span.start)
     margins = [1000 * s.margin_frames / take.samplerate for s in spans if s.margin_frames is not None]
     return Part(
         agent,
         take.stems[agent],
         take.samplerate,
         spans,
-        list(_placed(take, spans)),
+        [Placed(p.piece, p.start, min(p.stop, take.frames)) for p in _placed(take, spans) if p.start < take.frames],
+        {join.key: join.frame for join in take.joins if join.agent == agent},
         margins,
         None if peak is None else _decibels(peak),
         Counter(span.rung for span in spans),
@@ -112,28 +117,33 @@ def _part(take: TakeReader, agent: str, peak: float | None) -> Part:
 
 
 def _placed(take: TakeReader, spans: Sequence[SpanLine]) -> Iterator[Placed]:
-    """Find the source material of each span: its own, its reply's, or (rung 4) that of the last good bar."""
-    replies = {(r.agent, r.bar, r.beat, r.attempt): r for r in take.replies}
-    last: tuple[Origin, int] | None = None
+    """Find the source material of each span: its own, its reply's, or (rung 4) that of the last good bar.
+
+    A clip joined late follows what it took the place of, and is the last good bar from then on.
+    """
+    origins = {(r.agent, r.bar, r.beat, r.attempt): r.origin for r in take.replies}
+    joins = {join.key: join for join in take.joins}
+    good: Origin | None = None
     for span in spans:
         attempt = span.attempt if span.attempt is not None else int(span.rung == 1)
-        reply = replies.get((*span.key, attempt))
-        sounding: tuple[Origin, int] | None = None
-        if span.origin is not None:
-            sounding = span.origin, reply.lead_in if reply else 0
-        elif span.rung in (1, 2) and reply and reply.origin:
-            sounding = last = reply.origin, reply.lead_in
-        elif span.rung == 4:
-            sounding = last
-        if sounding is not None:
-            yield from _on_the_timeline(span, *sounding)
+        sounding = span.origin
+        if sounding is None and span.rung in (1, 2):
+            sounding = origins.get((*span.key, attempt))
+            good = sounding or good
+        elif sounding is None and span.rung == 4:
+            sounding = good
+        yield from _on_the_timeline(span, sounding, span.start)
+        if span.key in joins:
+            late = origins.get((*span.key, joins[span.key].attempt))
+            good = late or good
+            yield from _on_the_timeline(span, late, joins[span.key].frame)
 
 
-def _on_the_timeline(span: SpanLine, origin: Origin, lead_in: int) -> Iterator[Placed]:
-    """Place a clip's pieces: the clip begins ``lead_in`` frames before its span, and ends with it."""
-    begin, end = span.start - lead_in, span.start + span.frames
-    for piece in origin.pieces:
-        start, stop = max(0, begin + piece.at), min(end, begin + piece.at + piece.frames)
+def _on_the_timeline(span: SpanLine, origin: Origin | None, since: int) -> Iterator[Placed]:
+    """Place a clip's pieces, counted from its span's first frame, as far as they sound from ``since`` on."""
+    for piece in origin.pieces if origin is not None else ():
+        start = max(since, span.start + piece.at)
+        stop = min(span.start + span.frames, span.start + piece.at + piece.frames)
         if start < stop:
             yield Placed(piece, start, stop)
 
@@ -179,16 +189,23 @@ class _Envelope:
 
 def table(take: TakeReader, realtime_factor: float | None = None) -> Table:
     """Return a table for the terminal: one row per agent, what the columns mean in its caption."""
+    from rich import box
     from rich.table import Table
 
-    result = Table(title=f"{take.folder.name}: {_length(take)}", title_justify="left", caption_justify="left")
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{take.folder.name}: {_length(take)}",
+        title_justify="left",
+        caption_justify="left",
+    )
     result.caption = "Rungs: " + ", ".join(f"{rung} {name}" for rung, name in RUNGS.items() if rung) + "."
     if realtime_factor is not None:
         result.caption = f"Rendered {realtime_factor:.1f} times as fast as it sounds. {result.caption}"
-    for name in ("agent", "bars", "spans", *map(str, _shown_rungs(take)), "rest"):
-        result.add_column(name, justify="left" if name == "agent" else "right")
-    for name in ("margin ms\nmin", "\nmedian", "units\nused", "\ndistinct", "\nstretched", "peak\ndBFS"):
-        result.add_column(name, justify="right")
+    heads = ["agent", "bars", "spans", *map(str, _shown_rungs(take)), "rest", "margin\nmin ms", "\nmedian"]
+    for head in (*heads, "units", "dis-\ntinct", "stret-\nched", "peak\ndBFS"):
+        result.add_column(head, justify="left" if head == "agent" else "right", no_wrap=head != "agent")
     for part in summarise(take):
         result.add_row(*_row(take, part))
     return result
@@ -294,11 +311,24 @@ def _fallbacks(parts: Sequence[Part]) -> list[str]:
     fallen = [span for part in parts for span in part.spans if span.rung > 1]
     if not fallen:
         return []
+    came = {
+        s.key: f"{1000 * (part.joined[s.key] - s.start) / part.samplerate:.0f} ms"
+        for part in parts
+        for s in part.spans
+        if s.key in part.joined
+    }
     rows = [
-        [str(s.bar + 1), str(s.beat + 1), s.agent, f"{s.rung} {RUNGS.get(s.rung, '?')}", s.cause or "-"]
+        [
+            str(s.bar + 1),
+            str(s.beat + 1),
+            s.agent,
+            f"{s.rung} {RUNGS.get(s.rung, '?')}",
+            s.cause or "-",
+            came.get(s.key, "-"),
+        ]
         for s in sorted(fallen, key=lambda s: s.start)
     ]
-    return ["## Fallbacks", "", *_grid([["bar", "beat", "agent", "rung", "cause"], *rows]), ""]
+    return ["## Fallbacks", "", *_grid([["bar", "beat", "agent", "rung", "cause", "joined after"], *rows]), ""]
 
 
 def _file_table(take: TakeReader) -> list[list[str]]:
@@ -350,7 +380,7 @@ _RAMPS: list[tuple[str, ...]] = [
     ("#6f1010", "#d23b3b", "#f2a2a2"),
     ("#0b4a4f", "#1b9aa3", "#92dbe0"),
 ]
-_RUNG_COLOURS = {2: "#d9a400", 3: "#8a63d2", 4: "#e0662b", 5: "#c8324b"}
+_RUNG_COLOURS = {2: "#d9a400", 3: "#8a63d2", 4: "#e0662b", 5: "#9c1230"}
 _HATCHES = {2: "///", 3: "...", 4: "xxx", 5: "\\\\\\"}
 _BADGES = {0: "rest", 2: "2 speculative", 3: "3 corpus", 4: "4 bar again", 5: "5 fade"}
 
@@ -368,20 +398,23 @@ class _Mark:
 
 
 def _tempo_marks(take: TakeReader) -> list[_Mark]:
+    """Name the tempi; lines that follow each other by a beat or less are the steps of one ramp."""
     tempo_map = take.tempo_map
     marks: list[_Mark] = []
-    meter = None
-    for line in take.tempo:
-        words = []
-        if line.tempo is not None:
-            sign = "\u2192" if line.ramp_beats else "="
-            words.append(f"\u2669 {sign} {round(float(line.tempo), 2):g}")
-        if line.meter not in (None, meter):
-            meter = line.meter
-            words.append(str(meter))
+    meter, reached = None, Fraction(-1)
+    for at, line in enumerate(take.tempo):
         beat = tempo_map.downbeat(line.bar) + line.beat
         until = tempo_map.frame_at(beat + line.ramp_beats) if line.ramp_beats else line.frame
-        marks.append(_Mark(line.frame, until, line.bar, "  ".join(words)))
+        changed = line.meter not in (None, meter)
+        meter = line.meter or meter
+        step = at > 1 and beat - reached <= 1 and not changed
+        gradual = step or line.ramp_beats > 0
+        words = (
+            [f"\u2669 {'to' if gradual else '='} {round(float(line.tempo), 2):g}"] if line.tempo is not None else []
+        )
+        begin = marks.pop() if step else _Mark(line.frame, until, line.bar, "")
+        marks.append(replace(begin, until=until, text="  ".join([*words, *([str(meter)] if changed else [])])))
+        reached = beat + line.ramp_beats
     return marks
 
 
@@ -522,12 +555,19 @@ class _Picture:
         self._boxes(places, top, self.lane_height, facecolors=colours, alpha=0.10, antialiased=False, zorder=1)
         apart = [(left, right - (1.0 if right - left > 5 else 0.0)) for left, right in places]
         self._boxes(apart, ribbon, _RIBBON, facecolors=colours, zorder=3)
+        if not self._numbered(part):
+            return
         for placed, (left, right), colour in zip(part.placed, places, colours, strict=True):
             text = _unit_text(placed.piece)
-            if text and right - left > 6.2 * len(text) + 4:
+            if right - left > _text_width(text):
                 dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 0.6
                 middle = (left + right) / 2
                 self._text(middle, ribbon + _RIBBON / 2 + 0.5, text, 7, "white" if dark else _INK, ha="center")
+
+    def _numbered(self, part: Part) -> bool:
+        """Whether the numbers of most units find room in the ribbon."""
+        fits = [self.x(p.stop) - self.x(p.start) > _text_width(_unit_text(p.piece)) for p in part.placed]
+        return bool(part.units) and sum(fits) > len(fits) / 2
 
     def _wave(self, index: int, envelope: _Envelope, placed: Sequence[Placed]) -> None:
         """Draw the envelope, one polygon for each run of columns of one colour."""
@@ -567,7 +607,7 @@ class _Picture:
         """Flag, hatch and name what was not played by its final clip; neighbours of one rung are one field."""
         top, height = self._lane_top(index), self.lane_height - _RIBBON
         badge = {"boxstyle": "round,pad=0.25", "facecolor": _LANE, "edgecolor": _FAINT, "linewidth": 0.8}
-        for rung, start, stop in _fields(part.spans):
+        for rung, start, stop in _fields(part):
             left, width = self.x(start), self.x(min(stop, self.frames)) - self.x(start)
             if rung in _HATCHES:
                 hatch = {"facecolor": "none", "edgecolor": "#20242c4a", "hatch": _HATCHES[rung]}
@@ -637,7 +677,7 @@ class _Picture:
         texts += [("rung", str(rung), f"{rung} {RUNGS[rung]}") for rung in rungs]
         if self.palette.sources:
             texts.append(("words", "", "colour: place in the source, from its start to the last frame used"))
-        if any(part.units for part in self.parts):
+        if any(self._numbered(part) for part in self.parts):
             texts.append(("words", "", "number: corpus unit, ~ time-stretched"))
         entries: list[_Entry] = []
         x, row = float(_LEFT), 0
@@ -703,17 +743,22 @@ def _unit_text(piece: Piece) -> str:
     return f"~{piece.unit}" if piece.stretched else str(piece.unit)
 
 
+def _text_width(text: str) -> float:
+    """Pixels that a number in the ribbon takes."""
+    return 6.2 * len(text) + 4
+
+
 def _short(source: str) -> str:
     """Return the end of a path that still tells files apart."""
     text = "/".join(Path(source).parts[-2:]) or source
     return text if len(text) <= 34 else "\u2026" + text[-33:]
 
 
-def _fields(spans: Sequence[SpanLine]) -> list[tuple[int, int, int]]:
-    """Join neighbouring spans of one rung other than 1 into (rung, start, stop)."""
+def _fields(part: Part) -> list[tuple[int, int, int]]:
+    """Join neighbouring spans of one rung other than 1 into (rung, start, stop); a late clip ends its span's."""
     fields: list[tuple[int, int, int]] = []
-    for span in spans:
-        stop = span.start + span.frames
+    for span in part.spans:
+        stop = part.joined.get(span.key, span.start + span.frames)
         if span.rung == 1:
             continue
         if fields and fields[-1][0] == span.rung and fields[-1][2] == span.start:

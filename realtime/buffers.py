@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -68,10 +70,40 @@ class ArenaHandle:
     layout: Layout
 
 
+class _Segment(SharedMemory):
+    """Shared memory that stays mapped while a view of it is alive, and says nothing of it at the process's end."""
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except BufferError:  # a view is still alive somewhere: the process's end will free it
+            return
+
+    @classmethod
+    def of_another(cls, name: str) -> _Segment:
+        """Open a segment that another process created and will remove.
+
+        Before Python 3.13 (``track=False``) the resource tracker takes everyone who opens a segment for its owner,
+        and a program that ends would take the memory away from those who still use it.
+        """
+        if sys.version_info >= (3, 13):
+            return cls(name, track=False)
+        register = resource_tracker.register
+        resource_tracker.register = _untracked
+        try:
+            return cls(name)
+        finally:
+            resource_tracker.register = register
+
+
+def _untracked(name: object, rtype: str) -> None:
+    """Stand in for the resource tracker's ``register``."""
+
+
 class Arena:
     """One segment of shared memory that holds named arrays.
 
-    The process that created it must :meth:`unlink` it; every process closes it. Views must not outlive it.
+    The process that created it must :meth:`unlink` it; every process closes it. A view keeps the memory mapped.
     """
 
     def __init__(self, memory: SharedMemory, layout: Layout) -> None:
@@ -79,13 +111,16 @@ class Arena:
         self.handle = ArenaHandle(memory.name, layout)
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         for name, dtype, shape, offset in _places(layout):
-            self._arrays[name] = np.ndarray(shape, dtype, buffer=memory.buf, offset=offset)
+            # frombuffer, not ndarray(buffer=...): that one would let the memory be unmapped under a living view
+            count = math.prod(shape)
+            flat = np.frombuffer(memory.buf or b"", dtype, count, offset) if count else np.empty(0, dtype)
+            self._arrays[name] = flat.reshape(shape)
 
     @classmethod
     def create(cls, layout: Layout) -> Arena:
         """Reserve and clear the memory, so that no page is missing later."""
         size = max((offset + _bytes(dtype, shape) for _, dtype, shape, offset in _places(layout)), default=1)
-        memory = SharedMemory(f"sideman-{secrets.token_hex(6)}", create=True, size=size)
+        memory = _Segment(f"sideman-{secrets.token_hex(6)}", create=True, size=size)
         arena = cls(memory, layout)
         for array in arena._arrays.values():
             array.fill(0)
@@ -94,7 +129,7 @@ class Arena:
     @classmethod
     def attach(cls, handle: ArenaHandle) -> Arena:
         """Open an arena that another process created."""
-        return cls(SharedMemory(handle.name), handle.layout)
+        return cls(_Segment.of_another(handle.name), handle.layout)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._arrays[name]
@@ -114,10 +149,7 @@ class Arena:
     def close(self) -> None:
         """Let go of the memory. A view that is still held keeps it until it goes."""
         self._arrays.clear()
-        try:
-            self._memory.close()
-        except BufferError:  # a view is still alive somewhere: the process's end will free it
-            return
+        self._memory.close()
 
     def unlink(self) -> None:
         """Remove the memory for everybody; the creator does this last."""

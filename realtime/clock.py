@@ -17,6 +17,7 @@ from fractions import Fraction
 SLOWEST_BPM, FASTEST_BPM = 20, 400
 TEMPO_DENOMINATOR = 10**6
 """An outside tempo (a float, a host's) becomes the nearest fraction with at most this denominator."""
+MAX_DIGITS = 40
 POSITION_DENOMINATOR = 10**12
 """Bound of an origin's denominator: the rounding is below 1e-12 frame a change, and numbers stay small for ever."""
 
@@ -34,9 +35,12 @@ def as_tempo(bpm: float | str | Fraction) -> Fraction:
     ValueError
         If it is no number or outside 20 to 400.
     """
+    text = str(bpm)
     try:
-        tempo = Fraction(str(bpm)).limit_denominator(TEMPO_DENOMINATOR)
-    except (ValueError, ZeroDivisionError):
+        if len(text) > MAX_DIGITS or "e" in text.lower():  # 1e999999999 would be written out before it is refused
+            text = str(float(text))
+        tempo = Fraction(text).limit_denominator(TEMPO_DENOMINATOR)
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"bpm={bpm!r} is not a number; a tempo is quarter notes per minute, say 120") from None
     if not SLOWEST_BPM <= tempo <= FASTEST_BPM:
         raise ValueError(
@@ -196,9 +200,10 @@ class TempoMap:
         return Moment(frame, bar, offset, float(offset / self.bar_beats(bar)))
 
     def changed(self, beat: Fraction, tempo: Fraction | None = None, meter: Meter | None = None) -> TempoMap:
-        """Return the map with a new tempo or meter from ``beat`` on.
+        """Return the map with a new tempo or meter from ``beat`` on; what lies before stays where it was.
 
-        A new tempo drops the tempi planned after it; a new meter alone keeps them.
+        A new tempo drops the tempi planned after it, but no meter; a new meter drops neither. A meter planned for
+        what is no bar line any more comes on the next one.
 
         Raises
         ------
@@ -219,11 +224,25 @@ class TempoMap:
             bar,
             bar_beat,
         )
-        kept = tuple(t for t in self.timelines if t.beat < beat)
-        later = [] if tempo is not None else [t for t in self.timelines if t.beat > beat]
-        result = TempoMap((*kept, new))  # where nothing is kept, the new timeline reaches back for ever
-        for timeline in later:
-            result = result.changed(timeline.beat, timeline.tempo)
+        kept = [timeline for timeline in self.timelines if timeline.beat < beat]
+        if not kept:  # the first timeline reaches back for ever: what lies before the change keeps its tempo
+            kept = [replace(old, frame=old.position(beat), beat=beat)]
+        result, before = TempoMap((*kept, new)), old.meter
+        for timeline in self.timelines:
+            if timeline.beat > beat:
+                result = result._with_planned(timeline, timeline.meter != before, tempo is None)
+                before = timeline.meter
+        return result
+
+    def _with_planned(self, planned: Timeline, meter_changes: bool, keeps_tempo: bool) -> TempoMap:
+        """Return the map with what an older one had planned at a later place."""
+        result = self
+        if keeps_tempo:
+            result = result.changed(planned.beat, planned.tempo)
+        if meter_changes:
+            last = result.timelines[-1]
+            beat = last.downbeat(last.bar_at(planned.beat))
+            result = result.changed(beat if beat == planned.beat else beat + last.meter.beats, meter=planned.meter)
         return result
 
     def ramped(self, beat: Fraction, beats: int, tempo: Fraction) -> TempoMap:

@@ -59,7 +59,7 @@ PEAK_SECONDS, MEAN_SECONDS, WAIT_SECONDS = 0.05, 0.2, 0.05
 PEAK_DELTA = 0.07
 """An onset is the largest flux within PEAK_SECONDS and exceeds the mean within MEAN_SECONDS by this share of the
 largest of all, WAIT_SECONDS after the last one (as in librosa's and Somax2's peak picking)."""
-ATTACK_SHARE = 0.1
+ATTACK_SHARE, ATTACK_STEP_FRAMES = 0.1, 64
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.1, 2.0
 END_SLACK_SECONDS = 0.005
 """A last beat may be missing so much: excerpts are cut by rounding."""
@@ -278,7 +278,7 @@ def _cut(file: SoundFile, path: Path, plan: _Plan) -> dict[str, npt.NDArray[Any]
     else:
         cut = _onset_units(file, path, rows, grid)
     delay = features.FeatureStream(file.info.samplerate).delay_hops
-    hops = np.rint(np.stack((cut["start"], cut["start"] + cut["frames"])) / HOP_FRAMES).astype(int)
+    hops = np.stack((cut["start"], cut["start"] + cut["frames"])) // HOP_FRAMES  # its own attack, not the next one's
     cut["features"] = np.stack([features.summarise(rows, a, b, delay) for a, b in hops.T])
     if plan.segmentation == "onset":
         cut = _without_quiet(cut)
@@ -392,17 +392,22 @@ def pick_onsets(strength: Floats, samplerate: int) -> list[int]:
 
 
 def _attack(file: SoundFile, hop: int) -> int:
-    """Return the frame on which the note found in ``hop`` starts: the first that reaches a tenth of its peak.
+    """Return the frame on which the note found in ``hop`` starts.
 
-    The flux of a hop may stem from any part of its window, so the search begins at the quietest place shortly
-    before. A click's attack is the click.
+    The flux of a hop may stem from any part of its window. So look for the place around it where the sound gets
+    louder most; the note starts where it first rises by a tenth. A click's attack is the click.
     """
-    first = max(0, (hop - 2) * HOP_FRAMES)
-    level = np.abs(file.read(first, (hop + 3) * HOP_FRAMES)).max(axis=1)
-    peak = int(level.argmax())
-    blocks = level[: peak // 64 * 64].reshape(-1, 64).max(axis=1)
-    quiet = int(len(blocks) - 1 - blocks[::-1].argmin()) * 64 if len(blocks) else 0
-    return first + quiet + int((level[quiet:] >= ATTACK_SHARE * level[peak]).argmax())
+    first = (hop - 4) * HOP_FRAMES
+    level = np.abs(file.read(first, (hop + 4) * HOP_FRAMES)).max(axis=1)
+    peaks = level.reshape(-1, ATTACK_STEP_FRAMES).max(axis=1)
+    steps = HOP_FRAMES // ATTACK_STEP_FRAMES
+    windows = np.lib.stride_tricks.sliding_window_view(peaks, steps).max(axis=1)
+    past, future = windows[:-steps], windows[steps:]  # a hop before and a hop after each step
+    rise = future / (past + 0.05 * peaks.max() + 1e-9)
+    place = len(rise) - 1 - int(rise[::-1].argmax())
+    floor, top = past[place], future[place]
+    start = (place + steps) * ATTACK_STEP_FRAMES
+    return first + start + int((level[start:] >= floor + ATTACK_SHARE * (top - floor)).argmax())
 
 
 def _without_quiet(cut: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

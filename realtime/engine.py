@@ -50,7 +50,8 @@ class Command:
     """Something the bridge lets through, checked and typed.
 
     ``do`` is ``"stop"``, ``"tempo"`` (with ``change``), ``"action"`` (``target`` is the agent, ``name`` what it
-    declares), or a fader: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1) of stem ``target``.
+    declares), ``"metronome"`` (0 or 1), or a fader: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1)
+    of stem ``target``.
     """
 
     do: str
@@ -290,7 +291,9 @@ class Engine:
     def _set_fader(self, command: Command, now: int) -> None:
         levels = {"gain": self.mixer.set_gain, "pan": self.mixer.set_pan}
         switches = {"mute": self.mixer.set_mute, "solo": self.mixer.set_solo}
-        if command.do in levels:
+        if command.do == "metronome":
+            self.mixer.set_metronome(bool(command.value), now)
+        elif command.do in levels:
             levels[command.do](command.target, command.value, now)
         else:
             switches[command.do](command.target, bool(command.value), now)

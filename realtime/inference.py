@@ -739,7 +739,8 @@ def _session_options(ort: Any) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     # Fixed shapes: the pattern is planned once, in the first run, and one block of that size serves every run after
-    # it. The arena keeps that block, so no step goes to malloc; it could grow only with shapes that change.
+    # it. The arena keeps that block, so no step waits for malloc and no memory goes back and forth; what makes an
+    # arena grow is shapes that change, and those are refused. (On a small model the median is the same without.)
     options.enable_mem_pattern = True
     options.enable_cpu_mem_arena = True
     # Bytes are taken as ONNX, never sniffed for ORT format.

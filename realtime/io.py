@@ -29,13 +29,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from realtime.buffers import Arena, ArenaHandle, AudioRing, Layout, record_layout, ring_layout, status_layout
-from realtime.clock import round_frame
 from realtime.protocols import Block, StreamSpec
 from realtime.stream import (
     CLOSED,
@@ -56,10 +54,12 @@ RESAMPLE_FRAMES = 512  # what a resampler may hold back: add it to the lead of a
 _TURN_SECONDS = 0.001
 _RETRY_NS = 250_000_000
 _OPEN_NS = 5_000_000_000  # a device may take this long to open
+_IMPORT_NS = 15_000_000_000  # and a process, on a slow and busy machine, to say its first word
 _ENVELOPE_NS = 500_000_000
 _STALL_NS = 200_000_000  # a device that calls back no more for this long is dead
 _SETTLE_TURNS = 3
 _SETTLE_MOVES = 8
+_STOOD_NS = 10_000_000
 _TEXT_BYTES = 512
 
 _T = TypeVar("_T")
@@ -162,6 +162,28 @@ def list_devices(timeout_seconds: float = 10.0) -> list[Device]:
                 raise DeviceError(answer["error"])
             return [Device(**device) for device in answer["devices"]]
     raise DeviceError(f"the process that lists the sound devices ended with code {done.returncode} and said nothing")
+
+
+def play_sound(audio: Block, samplerate: int) -> None:
+    """Play ``audio`` on the default device and wait for its end. For listening to a finished file, not for a session.
+
+    Raises
+    ------
+    DeviceError
+        If PortAudio or a device is missing.
+    """
+    sounddevice = _sounddevice()
+    try:
+        device = pick_device(_query_devices(sounddevice), "", "output")
+        if device.samplerate != samplerate:
+            import soxr
+
+            audio, samplerate = soxr.resample(audio, samplerate, device.samplerate), device.samplerate
+        sounddevice.play(audio[:, : device.outputs], samplerate, device=device.index, blocking=True)
+    except sounddevice.PortAudioError as error:
+        raise DeviceError(f"the sound could not be played: {error.args[0]}") from None
+    finally:
+        sounddevice.stop()
 
 
 def pick_device(devices: Sequence[Device], name: str, kind: str) -> Device:
@@ -333,8 +355,8 @@ class Grid:
 
     def session(self, device_frame: int) -> int:
         """Session frame of a device frame; rounded only where the rates differ."""
-        elapsed = Fraction((device_frame - self.device_frame) * self.session_rate, self.device_rate)
-        return self.session_frame + round_frame(elapsed)
+        scaled = 2 * (device_frame - self.device_frame) * self.session_rate + self.device_rate
+        return self.session_frame + scaled // (2 * self.device_rate)  # a half goes up
 
 
 class BlockClock:
@@ -354,6 +376,7 @@ class BlockClock:
         self._rate = rate
         self._frame = 0
         self._moves = 0
+        self._behind = 0
         self._least = [0, 0]  # lateness in ns: of this half second, of the one before
         self._since_ns = 0
 
@@ -369,6 +392,9 @@ class BlockClock:
         elif time_ns - self._since_ns > _ENVELOPE_NS:
             self._least, self._since_ns = [late, self._least[0]], time_ns
         self._least[0] = min(self._least[0], late)
+        self._behind = self._behind + 1 if late - min(self._least) > _STOOD_NS else 0
+        if self._behind > _SETTLE_MOVES:  # not chance any more: the device itself stood still
+            self._least, self._since_ns, self._behind = [late, late], time_ns, 0
         self._frame = frame
         return True
 
@@ -460,7 +486,8 @@ class Player:
         if self._next is None:
             self._fill_up(self._reserve)
             return
-        self._measure()
+        if not idle:
+            self._measure()
         self._feed()
         self._pad(idle)
 
@@ -621,10 +648,12 @@ class DeviceLoop:
         self._recorder = Recorder(spec, port, arena.ring("io.input")) if port.inputs else None
         self._clock = BlockClock(port.samplerate)
         self._grid: Grid | None = None
+        self._idle = True
         self._quiet_ns = 0
         self._turn_ns = 0
         self._before = self._status.read()  # counters go on from those of the process before
         self._status.publish(
+            state=STARTING,
             epoch=self._before["epoch"] + 1,
             has_input=port.inputs > 0,
             fill_min=-1,
@@ -644,14 +673,22 @@ class DeviceLoop:
         frames = self._port.frames()
         moved = self._clock.observe(frames, time_ns)
         self._watch(moved, time_ns)
-        stream = self._stream.read()
-        if self._grid is None and stream["time_ns"] and self._clock.settled:
-            self._grid = self._tie(frames, stream)
+        if moved or self._grid is None:
+            self._follow(frames)
         if self._player is not None:
-            self._player.turn(self._grid, idle=bool(stream["stopped"]) or not stream["mixed"])
+            self._player.turn(self._grid, self._idle)
         if self._recorder is not None:
             self._recorder.turn(self._grid)
-        self._publish(frames, time_ns)
+        self._publish(frames, moved, time_ns)
+
+    def _follow(self, frames: int) -> None:
+        """Look at the engine's clock, and lay the grid as soon as both clocks are known: it stays for good."""
+        stream = self._stream.read()
+        self._idle = bool(stream["stopped"]) or not stream["mixed"]
+        if self._grid is None and stream["time_ns"] and self._clock.settled:
+            elapsed_ns = self._clock.time_ns(frames) - stream["time_ns"]
+            session = stream["frame"] + frames_in(elapsed_ns, self._spec.samplerate)
+            self._grid = Grid(frames, session, self._port.samplerate, self._spec.samplerate)
 
     def _watch(self, moved: bool, time_ns: int) -> None:
         """Give the device up when it is silent for long; time in which this process itself was held up is not."""
@@ -664,14 +701,11 @@ class DeviceLoop:
         if self._quiet_ns > (max(_STALL_NS, 8 * block_ns) if self._grid else _OPEN_NS) or not self._port.active():
             raise DeviceGone
 
-    def _tie(self, frames: int, stream: dict[str, Any]) -> Grid:
-        """Lay the grid: the device's counter now stands where the engine's clock says."""
-        elapsed_ns = self._clock.time_ns(frames) - stream["time_ns"]
-        session = stream["frame"] + frames_in(elapsed_ns, self._spec.samplerate)
-        return Grid(frames, session, self._port.samplerate, self._spec.samplerate)
-
-    def _publish(self, frames: int, time_ns: int) -> None:
-        values: dict[str, float] = {"heartbeat_ns": time_ns, "state": STARTING}
+    def _publish(self, frames: int, moved: bool, time_ns: int) -> None:
+        if not moved:
+            self._status.publish(heartbeat_ns=time_ns)
+            return
+        values: dict[str, float] = {"heartbeat_ns": time_ns}
         if self._grid is not None:
             values |= {
                 "state": RUNNING,
@@ -1043,21 +1077,23 @@ class DeviceSupervisor:
                 self._child, self._spawned_ns = self._spawn(), now
             return
         if not self._child.is_alive():
-            self._replace(f"the device process ended with code {self._child.exitcode}", now)
+            code = self._child.exitcode  # 0: it has said itself why
+            self._replace(f"the device process ended with code {code}" if code else "", now)
         elif now - max(self._status.read()["heartbeat_ns"], self._spawned_ns) > self._patience_ns():
             self._kill()
             self._replace("the audio server does not answer; the device process is started again", now)
 
     def _patience_ns(self) -> int:
-        """Opening a device may take seconds; serving it, every turn counts."""
+        """Starting and opening a device may take seconds; serving it, every turn counts."""
         status = self._status.read()
-        serving = status["state"] == RUNNING and status["heartbeat_ns"] > self._spawned_ns
-        return STALE_NS if serving else _OPEN_NS
+        if status["heartbeat_ns"] <= self._spawned_ns:
+            return _IMPORT_NS
+        return STALE_NS if status["state"] == RUNNING else _OPEN_NS
 
     def _replace(self, why: str, now: int) -> None:
         """Forget the dead process and set the time for the next; one that never spoke is given more of it."""
         spoke = self._status.read()["heartbeat_ns"] > self._spawned_ns
-        if not self._hear_texts():
+        if why:
             self._tell(why)
         self._child = None
         self.restarts += 1
@@ -1068,12 +1104,9 @@ class DeviceSupervisor:
         self._child.kill()
         self._child.join(1.0)
 
-    def _hear_texts(self) -> bool:
-        heard = False
+    def _hear_texts(self) -> None:
         while (record := self._texts.take()) is not None:
             self._tell(record.decode(errors="replace"))
-            heard = True
-        return heard
 
     def _tell(self, text: str) -> None:
         if text != self.sentence and self._say is not None:

@@ -8,7 +8,7 @@ in another order when the block has another size.
 Signal path: strip -> NaN guard -> strip meter -> gain, pan, mute, solo -> sum -> limiter -> output meter.
 All buffers are laid out at the start. Every method belongs to the engine's thread.
 
-Latency: none. At frame n the outputs carry frame n of the stems, and of the dry input frame ``n - delay_frames``.
+Latency: none. At frame n the outputs carry frame n of the stems and of the dry input as it is given.
 """
 
 from __future__ import annotations
@@ -131,14 +131,11 @@ class Monitor:
         0-based input channels that are heard, in the order of ``outputs``; empty for all.
     gain_db, outputs
         As in :class:`Strip`.
-    delay_frames
-        How much later the input is heard.
     """
 
     inputs: tuple[int, ...] = ()
     gain_db: float = 0.0
     outputs: tuple[int, ...] = (0, 1)
-    delay_frames: int = 0
 
 
 class Mixer:
@@ -184,9 +181,9 @@ class Mixer:
         self._spec = spec
         self._stems = len(strips)
         self._strips = list(strips)
-        self._dry = _DryLine(monitor, spec.inputs) if monitor else None
-        if monitor and self._dry:
-            width = len(self._dry.channels)
+        self._dry = _dry_channels(monitor, spec.inputs) if monitor else ()
+        if monitor:
+            width = len(self._dry)
             self._strips.append(Strip(MONITOR, width, monitor.gain_db, outputs=monitor.outputs))
         self._clicks = _Clicks(metronome, spec.samplerate) if metronome else None
         if metronome:
@@ -201,7 +198,7 @@ class Mixer:
         self._memory = np.zeros((3, SEGMENT_FRAMES * columns), np.float32)
         self._bus_memory = np.zeros((2, SEGMENT_FRAMES * width), np.float32)
         self._click_memory = np.zeros((SEGMENT_FRAMES, 1), np.float32)
-        self._dry_memory = np.zeros((SEGMENT_FRAMES, len(self._dry.channels) if self._dry else 0), np.float32)
+        self._dry_memory = np.zeros((SEGMENT_FRAMES, len(self._dry)), np.float32)
         self._peak, self._top = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
         self._bus_peak, self._bus_top = np.zeros(width, np.float32), np.zeros(width, np.float32)
         self._power, self._bus_power = np.zeros(columns), np.zeros(width)
@@ -223,11 +220,11 @@ class Mixer:
         Parameters
         ----------
         start, frames
-            Normally from where the last call ended; a jump forgets delayed input, click tails and the limiter.
+            Normally from where the last call ended; a jump forgets click tails and the limiter.
         stems
             One per strip, ``(frames, channels)`` each; longer ones are cut.
         dry
-            Input ``(frames, inputs)``, heard ``delay_frames`` later; ``None`` is silence.
+            Input ``(frames, inputs)``; ``None`` is silence.
         tempo_map
             Where the metronome's beats are.
         out
@@ -383,7 +380,8 @@ class Mixer:
         frames = self._frames
         blocks = [stem if len(stem) == frames else stem[offset : offset + frames] for stem in stems]
         if self._dry:
-            self._dry.carry(at, None if dry is None else dry[offset : offset + frames], self._dry_block)
+            for column, channel in enumerate(self._dry):
+                self._dry_block[:, column] = 0 if dry is None else dry[offset : offset + frames, channel]
             blocks.append(self._dry_block)
         if self._clicks:
             self._clicks.render(at, tempo_map, self._click_block)
@@ -423,8 +421,6 @@ class Mixer:
 
     def _jump(self) -> None:
         self._limiter.reset()
-        if self._dry:
-            self._dry.reset()
         if self._clicks:
             self._clicks.reset()
 
@@ -676,38 +672,14 @@ class _Limiter:
         return int(limited)
 
 
-class _DryLine:
-    """The chosen input channels, delayed: a ring addressed by absolute frames."""
-
-    def __init__(self, monitor: Monitor, inputs: int) -> None:
-        self.channels = monitor.inputs or tuple(range(inputs))
-        if not all(0 <= channel < inputs for channel in self.channels):
-            raise ValueError(
-                f"monitor: inputs={list(self.channels)} where the stream has {inputs}, counted from 0; "
-                "did you count from 1?"
-            )
-        if monitor.delay_frames < 0:
-            raise ValueError(
-                f"monitor: delay_frames={monitor.delay_frames}; the input cannot be heard before it is played"
-            )
-        self._delay = monitor.delay_frames
-        segments = -(-self._delay // SEGMENT_FRAMES) + 1  # whole ones, so that a run is written in one piece
-        self._ring = np.zeros((segments * SEGMENT_FRAMES, len(self.channels)), np.float32)
-
-    def reset(self) -> None:
-        """Forget what was played."""
-        self._ring.fill(0)
-
-    def carry(self, at: int, dry: Block | None, block: Block) -> None:
-        """Take the input of ``len(block)`` frames from ``at`` on; write what is heard in them to ``block``."""
-        size, frames = len(self._ring), len(block)
-        place = at % size
-        for column, channel in enumerate(self.channels):
-            self._ring[place : place + frames, column] = 0 if dry is None else dry[:, channel]
-        place = (at - self._delay) % size
-        before_wrap = min(frames, size - place)
-        block[:before_wrap] = self._ring[place : place + before_wrap]
-        block[before_wrap:] = self._ring[: frames - before_wrap]
+def _dry_channels(monitor: Monitor, inputs: int) -> tuple[int, ...]:
+    """Return the input channels that are heard."""
+    channels = monitor.inputs or tuple(range(inputs))
+    if not all(0 <= channel < inputs for channel in channels):
+        raise ValueError(
+            f"monitor: inputs={list(channels)} where the stream has {inputs}, counted from 0; did you count from 1?"
+        )
+    return channels
 
 
 class _Clicks:

@@ -150,7 +150,7 @@ def _open(path: Path) -> Any:
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).rstrip(".")
         raise ValueError(
-            f"{path} cannot be read as sound ({reason}); {_ALLOWED}; is it another kind of file with this name?"
+            f"{path} cannot be read as sound ({reason}); {_ALLOWED}; is it damaged, or another kind of file with this name?"
         ) from None
 
 
@@ -177,7 +177,11 @@ def _ogg_ends(path: Path) -> bool:
         file.seek(max(0, path.stat().st_size - 70000))  # a page is at most 65,307 bytes
         tail = file.read()
     last = tail.rfind(b"OggS")
-    return last >= 0 and len(tail) > last + 5 and bool(tail[last + 5] & 4)
+    if last < 0 or len(tail) < last + 27:
+        return False
+    segments = tail[last + 26]
+    end = last + 27 + segments + sum(tail[last + 27 : last + 27 + segments])
+    return bool(tail[last + 5] & 4) and len(tail) >= end
 
 
 def _truncated(path: Path, found: str) -> str:
@@ -188,7 +192,9 @@ def _check_finite(path: Path, audio: Block, first: int) -> None:
     """Refuse NaN and infinity; only float files can hold them, and they would spread through everything."""
     for start in range(0, len(audio), _CHECK_FRAMES):
         part = audio[start : start + _CHECK_FRAMES]
-        if not np.isfinite(np.add.reduce(part, axis=None)):  # one pass; exact below only where it fails
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add.reduce(part, axis=None)
+        if not np.isfinite(total):  # one pass; exact only where it fails
             bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
             if len(bad):
                 at = int(bad[0])

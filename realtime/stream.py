@@ -181,6 +181,8 @@ class DeviceStream:
         Memory laid out by :func:`realtime.io.layout`.
     clock, sleep
         Monotonic nanoseconds, and a wait in seconds; tests give their own.
+    patience_seconds
+        How long the first frame waits for a device that is being opened. One that cannot be opened is not waited for.
 
     Attributes
     ----------
@@ -194,6 +196,7 @@ class DeviceStream:
         arena: Arena,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
+        patience_seconds: float = 5.0,
     ) -> None:
         self.spec = spec
         self.underruns = 0
@@ -206,23 +209,36 @@ class DeviceStream:
         self._status: StatusBlock = arena.status("stream.status")
         self._clock = clock
         self._sleep = sleep
+        self._patience_ns = round(patience_seconds * SECOND_NS)
 
     def run(self, process: Process) -> None:
         """Drive ``process`` until it has stopped and its last frame has left for the loudspeaker."""
         origin = process.mixed
         self._mix(process, origin)  # what is slow the first time happens before the clock starts
+        self._await_device()
         playhead = Playhead(self.spec, origin - self.spec.lead, self._clock())
         wake_seconds = _wake_seconds(self.spec)
         while True:
             time_ns, device = self._clock(), self._device.read()
             now = playhead.advance(time_ns, device)
             self._hear(process, now, playhead.follows, device)
+            # Due is what the device has taken, not what time alone would have: it may have stood still as well.
+            self._count_late(device["playhead"] if playhead.follows else now, process)
             behind = self._mix(process, now)
             self._publish(process, now, time_ns)
             if process.stopped and now >= process.mixed:
                 return
             if not behind:
                 self._sleep(wake_seconds)
+
+    def _await_device(self) -> None:
+        """Let the device open, so that the first frame is not lost; not if it is known not to."""
+        until_ns = self._clock() + self._patience_ns
+        while self._clock() < until_ns:
+            device = self._device.read()
+            if device["epoch"] or device["state"] == FAILED:
+                return
+            self._sleep(0.001)
 
     def _hear(self, process: Process, now: int, alive: bool, device: dict[str, Any]) -> None:
         """Take what has come in. Where nothing comes, silence is heard, so that the hearing keeps up."""
@@ -235,7 +251,6 @@ class DeviceStream:
 
     def _mix(self, process: Process, now: int) -> bool:
         """Mix ``lead`` frames ahead, a bounded number of blocks at a time; return whether more is due at once."""
-        self._count_late(now, process)
         for _ in range(_TURN_BLOCKS):
             count = min(self.spec.blocksize, now + self.spec.lead - process.mixed)
             if count <= 0 or process.stopped:
@@ -244,13 +259,13 @@ class DeviceStream:
             self._output.write(start, process.mix(count))
         return process.mixed < now + self.spec.lead and not process.stopped
 
-    def _count_late(self, now: int, process: Process) -> None:
+    def _count_late(self, due: int, process: Process) -> None:
         known = max(process.mixed, self._late_until)
-        if now <= known or process.stopped:
+        if due <= known or process.stopped:
             return
         self.underruns += process.mixed >= self._late_until  # else still the same one
-        self.late_frames += now - known
-        self._late_until = now
+        self.late_frames += due - known
+        self._late_until = due
 
     def _publish(self, process: Process, now: int, time_ns: int) -> None:
         self._status.publish(

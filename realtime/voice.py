@@ -50,12 +50,14 @@ class Voice:
 
     def join(self, at: int, material: Material | None) -> None:
         """Let ``material`` (None: silence) sound from frame ``at`` on; joins planned from there on are dropped."""
-        self._joins = [join for join in self._joins if join[0] < at]
+        self.drop_from(at)
         self._joins.append((at, material))
 
     def drop_from(self, at: int) -> None:
         """Forget the joins planned at ``at`` or later."""
         self._joins = [join for join in self._joins if join[0] < at]
+        if not self._joins:
+            self._seam = None  # if one was sounding, it was the crossfade into a join that is no more
 
     def render(self, start: int, out: Block) -> None:
         """Write the frames from ``start`` on into ``out``, ``(frames, channels)``; consecutive calls only."""

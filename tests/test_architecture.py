@@ -62,16 +62,16 @@ LATE = {
     "starlette",
     "uvicorn",
 }
-"""Packages that no module of realtime or bridge imports before it needs them (the command's own file may)."""
+"""Packages that no module of realtime or bridge imports before it needs them (the command's own files may)."""
 
 HEAVY = ("sounddevice", "rtmixer", "onnxruntime", "matplotlib", "soundfile", "torch")
 TRANSPOSERS = {"realtime/inference.py", "bridge/plugins.py", "realtime/stretch.py"}
-COMMAND = "bridge/__main__.py"
+COMMAND = {"bridge/__main__.py", "bridge/cli.py"}
 BUILDER = "bridge/app.py"
 HELD = {"Process", "Popen", "socket", "create_connection", "ProcessPoolExecutor", "Pool", "Manager"}
 """Calls that start a process or open a socket."""
 
-SUBPROCESS = {"realtime/io.py", BUILDER, COMMAND}
+SUBPROCESS = {"realtime/io.py", BUILDER, *COMMAND}
 """Files that may run another program and wait for it: the device list, which may hang, and the tools."""
 
 ENGINE = {
@@ -148,7 +148,7 @@ def check_late(place: str, tree: ast.Module) -> list[str]:
         homes = WRAPPERS.get(name.split(".")[0])
         if homes is not None and place not in homes:
             found.append(f"{place}:{line} imports {name}, which is wrapped by {', '.join(homes)}")
-    if place != COMMAND:
+    if place not in COMMAND:
         for statement in at_import(tree):
             for name, line in imports(statement):
                 if name.split(".")[0] in LATE:
@@ -255,7 +255,9 @@ def check_builders(modules: dict[str, ast.Module]) -> list[str]:
 
 def check_paths(place: str, text: str) -> list[str]:
     """Return the lines that name a folder of somebody's machine."""
-    machine = re.compile(r"(?<![\w.~}])/(?:" + "|".join(("work", "root", "home", "Users")) + r")(?:/|\b(?![\w-]))")
+    machine = re.compile(
+        r"(?<![\w.~}])/(?:" + "|".join(("work", "root", "home", "Users")) + r")(?:/[\w.-]|(?![\w/-]))"
+    )
     return [
         f"{place}:{n} names {m[0]}" for n, line in enumerate(text.splitlines(), 1) for m in machine.finditer(line)
     ]
@@ -482,9 +484,9 @@ def test_a_second_builder_is_found() -> None:
 
 def test_a_machines_path_is_found() -> None:
     for folder in ("work", "root", "home"):
-        assert check_paths("a.md", f"see /{folder}/me/x") == [f"a.md:1 names /{folder}/"]
+        assert check_paths("a.md", f"see /{folder}/me/x") == [f"a.md:1 names /{folder}/m"]
         assert check_paths("a.md", f"cd /{folder}") == [f"a.md:1 names /{folder}"]
-    assert check_paths("a.md", "homework/work/x, /homely, /workers, ~/home/x, https://x.org/root/y") == []
+    assert check_paths("a.md", "homework/work/x, /homely, /workers, ~/home/x, '/home/', https://x.org/root/y") == []
 
 
 def test_a_file_that_the_readme_forgets_is_found() -> None:

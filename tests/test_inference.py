@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -304,7 +305,6 @@ def test_no_changed_line_crashes_the_card_reader(line: str, other: str) -> None:
 
 @given(st.sampled_from(["name", "hop", "tolerance", "parameters", "inputs", "states", "data", "metrics"]), tomls)
 def test_no_value_crashes_the_card_reader(key: str, content: Any) -> None:
-    tomlkit = pytest.importorskip("tomlkit")
     try:
         text = tomlkit.dumps(dict(tomlkit.parse(CARD.replace("SHA256", "0" * 64))) | {key: content})
     except (ValueError, TypeError):

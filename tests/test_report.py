@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from bridge import report
 from bridge.recorder import TakeReader, TakeWriter
 from realtime.clock import TempoChange, TempoMap
-from realtime.messages import encode
+from realtime.messages import encode, to_bytes
 from realtime.protocols import Block, Origin, Piece
 
 RATE, BARS = 8000, 8
@@ -28,8 +27,8 @@ SLOWER = TempoChange(4, Fraction(0), Fraction(90))
 
 
 def tone(frames: int, level: float) -> Block:
-    wave = level * np.cos(np.arange(frames) * 0.3)
-    return wave.astype(np.float32)[:, None]
+    wave: Block = (level * np.cos(np.arange(frames) * 0.3)).astype(np.float32)[:, None]
+    return wave
 
 
 def tempo_map() -> TempoMap:
@@ -39,7 +38,7 @@ def tempo_map() -> TempoMap:
 def clip(bar: int, agent: str, beat: int) -> Origin:
     """Four units, one a beat; every second bar of the keys is stretched."""
     pieces = (
-        Piece(f"{agent}.flac", 4000 * (bar * 4 + k), 4000, k * beat + 80, beat, bar * 4 + k, bar % 2 == 1)
+        Piece(f"{agent}.flac", 4000 * (bar * 4 + k), 4000, k * beat, beat, bar * 4 + k, bar % 2 == 1)
         for k in range(4)
     )
     return Origin("corpus", "songs", "d1", tuple(pieces))
@@ -69,7 +68,7 @@ def record(folder: Path, *, close: bool = True, quiet: bool = False) -> TakeRead
                 "cause": "too late | hung" if rung > 1 else "", "attempt": attempt, "margin_frames": margin,
             })  # fmt: skip
         writer.stem(agent, stem)
-    writer.input(tone(frames, 0.25))
+    writer.input(tone(frames, 0.0 if quiet else 0.25))
     if close:
         writer.close(frames, {"xruns": 0, "late_clips": 3})
     else:  # as a kill leaves it
@@ -79,8 +78,8 @@ def record(folder: Path, *, close: bool = True, quiet: bool = False) -> TakeRead
 
 
 @pytest.fixture(scope="module")
-def take(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TakeReader]:
-    yield record(tmp_path_factory.mktemp("takes") / "first")
+def take(tmp_path_factory: pytest.TempPathFactory) -> TakeReader:
+    return record(tmp_path_factory.mktemp("takes") / "first")
 
 
 def test_figures_are_those_of_the_take(take: TakeReader) -> None:
@@ -103,6 +102,29 @@ def test_units_lie_where_they_sound(take: TakeReader) -> None:
     ]
     again = [p.piece.unit for p in keys.placed if tempo_map().bar_frame(4) <= p.start < tempo_map().bar_frame(5)]
     assert again == [12, 13, 14, 15]  # bar 4 of rung 4 sounds like bar 3
+
+
+def test_a_clip_joined_late_sounds_from_there_on(tmp_path: Path) -> None:
+    record(tmp_path / "take")
+    the_map = tempo_map()
+    begin, end = the_map.bar_frame(6), the_map.bar_frame(7)
+    beat = (end - begin) // 4
+    place: dict[str, object] = {"agent": "keys", "bar": 6, "beat": "0", "attempt": 1, "arrived": begin + 9}
+    lines = [
+        {"type": "reply", **place, "origin": clip(6, "keys", beat)},
+        {"type": "join", **place, "frame": begin + 2 * beat},
+    ]
+    with open(tmp_path / "take" / "take.jsonl", "ab") as log:
+        log.writelines(to_bytes(line) + b"\n" for line in lines)
+    take = TakeReader(tmp_path / "take")
+    keys = report.summarise(take)[0]
+    sounding = [(p.start, p.piece.unit) for p in keys.placed if begin <= p.start < end]
+    assert sounding == [(begin + 2 * beat, 26), (begin + 3 * beat, 27)]
+    assert (5, begin, begin + 2 * beat) in report._fields(keys)
+    assert (
+        f"| 7 | 1 | keys | 5 fade to silence | too late \\| hung | {1000 * 2 * beat / RATE:.0f} ms |"
+        in report.markdown(take)
+    )
 
 
 def test_the_later_line_of_a_span_counts(tmp_path: Path) -> None:
@@ -134,18 +156,18 @@ def test_the_envelope_is_that_of_every_column(frames: int, columns: int, blocksi
 def rendered(table: Any) -> str:
     from rich.console import Console
 
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table)
     return console.export_text()
 
 
 def test_the_table_has_a_row_for_each_agent(take: TakeReader) -> None:
     text = rendered(report.table(take, 31.4))
-    (keys,) = [line for line in text.splitlines() if line.startswith("│ keys")]
-    cells = [cell.strip() for cell in keys.strip("│").split("│")]
-    assert cells == ["keys", "8", "8", "4", "1", "1", "1", "1", "101", "103", "24", "20", "20", "-6.0"]
+    (keys,) = [line for line in text.splitlines() if line.strip().startswith("keys")]
+    assert keys.split() == ["keys", "8", "8", "4", "1", "1", "1", "1", "101", "103", "24", "20", "20", "-6.0"]
     assert "31.4 times as fast" in text
-    assert "4 last good bar again" in text
+    assert "\u2026" not in text  # nothing is cut off in 80 columns
+    assert "4 last good bar again" in " ".join(text.split())
 
 
 def test_the_page_tells_what_was_late_and_where_the_files_are(take: TakeReader) -> None:
@@ -175,30 +197,87 @@ def count(image: npt.NDArray[np.int64], colour: tuple[float, float, float] | str
 
 
 def test_the_picture_shows_each_unit_in_the_colour_of_its_place(take: TakeReader, tmp_path: Path) -> None:
-    report.draw(take, tmp_path / "a.png")
+    picture = report._Picture(take, "title")
+    picture.save(tmp_path / "a.png")
     image = pixels(tmp_path / "a.png")
     assert image.shape == (900, 1600, 3)
-    parts = report.summarise(take)
-    palette = report._Palette(parts)
-    for placed in (p for part in parts for p in part.placed):
-        assert count(image, palette.of(placed.piece)) > 200, placed
-    assert len({palette.of(p.piece) for p in parts[0].placed}) == 20
-    assert count(image, report._INPUT_COLOUR) > 1000
+    for index, part in enumerate(picture.parts, 1):
+        ribbon = image[int(picture._lane_top(index) + picture.lane_height) - 3]
+        for placed in part.placed:
+            inside = ribbon[None, math.ceil(picture.x(placed.start)) + 1 : int(picture.x(placed.stop)) - 2]
+            assert count(inside, picture.palette.of(placed.piece)) == inside.shape[1] > 20, placed
+    assert len({picture.palette.of(p.piece) for p in picture.parts[0].placed}) == 20
+    assert count(image[120:350], report._INPUT_COLOUR) > 1000
 
 
-def test_the_picture_flags_fallbacks_and_tempo_changes(take: TakeReader, tmp_path: Path) -> None:
+def test_the_picture_flags_fallbacks(take: TakeReader, tmp_path: Path) -> None:
     report.draw(take, tmp_path / "a.png")
     image = pixels(tmp_path / "a.png")
-    keys, bass = image[365:580], image[590:800]
+    keys, bass = image[355:580], image[584:800]
     for rung in (2, 4, 5):
         assert count(keys, report._RUNG_COLOURS[rung]) > 200
         assert count(bass, report._RUNG_COLOURS[rung]) == 0
-    columns = 1600 - report._LEFT - report._RIGHT
-    x = report._LEFT + columns * tempo_map().bar_frame(4) / take.frames
-    lane = image[140:330, int(x) - 2 : int(x) + 3].astype(float)
-    assert (lane[:, :, 0] - lane[:, :, 1]).max(axis=1).mean() > 40  # a red line, dashed
-    other = image[140:330, int(x) + 20 : int(x) + 25].astype(float)
-    assert (other[:, :, 0] - other[:, :, 1]).max() < 40
+
+
+def test_the_picture_marks_tempo_changes(tmp_path: Path) -> None:
+    take = record(tmp_path / "take", quiet=True)
+    report.draw(take, tmp_path / "a.png")
+    lane = pixels(tmp_path / "a.png")[140:330]  # the input, silent here
+    red = (lane[:, :, 0] - lane[:, :, 1] > 60).mean(axis=0)
+    change = report._LEFT + (1600 - report._LEFT - report._RIGHT) * tempo_map().bar_frame(4) / take.frames
+    columns = np.flatnonzero(red > 0.3)
+    assert len(columns) > 0
+    assert np.abs(columns - change).max() <= 2  # a dashed line there, and nowhere else
+
+
+def test_steps_of_a_ramp_are_one_mark(tmp_path: Path) -> None:
+    """The engine logs a planned ramp as one line a beat, an announced one as a single line."""
+    the_map = TempoChange(2, Fraction(0), Fraction(140), None, 8).applied(TempoMap.steady(RATE, 120))
+    for folder, lines in {
+        "steps": [
+            {
+                "type": "tempo",
+                "frame": t.frame_at(t.beat),
+                "bar": t.bar,
+                "beat": t.beat - t.bar_beat,
+                "tempo": t.tempo,
+            }
+            for t in the_map.timelines
+        ],
+        "line": [
+            {"type": "tempo", "frame": 0, "bar": 0, "tempo": "120"},
+            {"type": "tempo", "frame": the_map.bar_frame(2), "bar": 2, "tempo": "140", "ramp_beats": 8},
+        ],
+    }.items():
+        writer = TakeWriter(tmp_path / folder, {"samplerate": RATE}, [], 1, 1)
+        for line in lines:
+            writer.log(line)
+        writer.close(the_map.bar_frame(8))
+        marks = report._tempo_marks(TakeReader(tmp_path / folder))
+        assert [(m.frame, m.until, m.bar, m.text) for m in marks] == [
+            (0, 0, 0, "♩ = 120"),
+            (the_map.bar_frame(2), the_map.bar_frame(4), 2, "♩ to 140"),
+        ]
+
+
+def test_what_lies_behind_the_end_is_left_out(tmp_path: Path) -> None:
+    record(tmp_path / "take")
+    log = tmp_path / "take" / "take.jsonl"
+    start = tempo_map().bar_frame(BARS)
+    line = {
+        "type": "span",
+        "agent": "bass",
+        "bar": BARS,
+        "beat": "0",
+        "beats": "4",
+        "start": start,
+        "frames": 9,
+        "rung": 1,
+    }
+    log.write_bytes(log.read_bytes() + to_bytes(line) + b"\n")
+    take = TakeReader(tmp_path / "take")
+    assert report.summarise(take)[1].bars == BARS
+    assert max(p.stop for part in report.summarise(take) for p in part.placed) <= take.frames
 
 
 def test_the_files_lie_in_the_take(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tomlkit
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.session import KINDS, AgentTable, Session, override
@@ -164,6 +164,13 @@ def test_the_tempo_map_has_the_planned_changes() -> None:
     assert tempo_map == by_hand
     assert tempo_map.bar_frame(0) == 1000
     assert tempo_map.bar_beats(4) == Fraction(7, 2)
+
+
+def test_the_meter_is_the_maps() -> None:
+    session = Session.parse(FULL)
+    tempo_map = session.tempo_map(44100)
+    assert [session.meter_at(bar) for bar in (0, 3, 4)] == [Meter(3, 4), Meter(3, 4), Meter(7, 8)]
+    assert all(session.meter_at(bar).beats == tempo_map.bar_beats(bar) for bar in range(-2, 9))
 
 
 def test_the_chart_repeats_and_shares_the_bar() -> None:
@@ -473,6 +480,7 @@ def test_every_kind_is_accepted_and_every_agent_may_listen_to_another() -> None:
     assert [a.listens for a in Session.parse(ring).agents] == ["b", "a"]  # the past may go round
 
 
+exact = settings(deadline=None, derandomize=True)
 values = st.one_of(
     st.none(),
     st.booleans(),
@@ -515,6 +523,7 @@ def verdict(text: str) -> str:
     return "the session is fine"
 
 
+@exact
 @given(st.dictionaries(names, tables, max_size=5))
 def test_any_tables_are_a_session_or_one_sentence(content: dict[str, Any]) -> None:
     said = verdict(tomlkit.dumps(without_none(content)))
@@ -522,6 +531,7 @@ def test_any_tables_are_a_session_or_one_sentence(content: dict[str, Any]) -> No
     assert "\n" not in said
 
 
+@exact
 @given(st.binary(max_size=200) | st.text(st.characters(codec="utf-8"), max_size=200).map(str.encode))
 def test_any_text_is_a_session_or_one_sentence(data: bytes) -> None:
     said = verdict(data.decode("utf-8", "replace"))

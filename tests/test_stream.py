@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from realtime.stream import (
     RUNNING,
     SECOND_NS,
     STALE_NS,
+    STARTING,
     DeviceStream,
     NullStream,
     OfflineStream,
@@ -35,11 +37,8 @@ class Ramp:
         self.heard = 0
         self.mixed = 0
         self.input: list[Block] = []
+        self.stopped = False
         self._end = end if stop_at is None else stop_at
-
-    @property
-    def stopped(self) -> bool:
-        return self.mixed >= self._end
 
     def hear(self, block: Block) -> None:
         self.input.append(block.copy())
@@ -47,6 +46,7 @@ class Ramp:
 
     def mix(self, frames: int) -> Block:
         self.mixed += frames
+        self.stopped = self.mixed >= self._end
         return np.arange(self.mixed - frames + 1, self.mixed + 1, dtype=np.float32)[:, None]
 
     def all_input(self) -> Block:
@@ -214,7 +214,7 @@ def test_playhead_counts_on_by_the_wall_clock_without_rounding_up_errors() -> No
 def run_device(world: World, arena: Arena, seconds: float) -> tuple[Ramp, DeviceStream, list[tuple[int, int, int]]]:
     """Run a device stream; return also (time, frame published, mixed) for every millisecond."""
     process = Ramp(int(seconds * 48_000))
-    stream = DeviceStream(SPEC, arena, world.clock, world.sleep)
+    stream = DeviceStream(SPEC, arena, world.clock, world.sleep, patience_seconds=0)
     status, seen = arena.status("stream.status"), []
 
     def note() -> None:
@@ -224,6 +224,25 @@ def run_device(world: World, arena: Arena, seconds: float) -> tuple[Ramp, Device
     world.each.insert(0, note)
     stream.run(process)
     return process, stream, seen
+
+
+@pytest.mark.parametrize(
+    ("state", "epoch", "waited_seconds"), [(STARTING, 0, 5.0), (FAILED, 0, 1.0), (STARTING, 1, 1.0)]
+)
+def test_the_first_frame_waits_for_a_device_that_opens(
+    arena: Arena, state: int, epoch: int, waited_seconds: float
+) -> None:
+    world = World()
+
+    def change() -> None:
+        if world.now_ns == world.at(1.0):
+            arena.status("io.status").publish(state=state, epoch=epoch)
+
+    world.each.append(change)
+    DeviceStream(SPEC, arena, world.clock, world.sleep).run(Ramp(48_000))
+    told = arena.status("stream.status").read()
+    seconds = (told["time_ns"] - world.at(0)) / SECOND_NS
+    assert seconds == pytest.approx(waited_seconds + 1 + SPEC.lead / 48_000, abs=0.005)
 
 
 def test_device_stream_writes_every_frame_at_its_index(arena: Arena) -> None:
@@ -243,7 +262,7 @@ def test_clock_goes_on_when_the_device_dies_and_keeps_the_grid_when_it_is_back(a
     for time_ns, frame, mixed in seen:
         wall = frames_in(time_ns - world.at(0), 48_000) - SPEC.lead
         assert abs(frame - wall) <= 2 * SPEC.blocksize  # the device tells whole blocks
-        assert mixed >= frame + SPEC.lead
+        assert mixed >= min(frame + SPEC.lead, 4 * 48_000)
     assert stream.underruns == 0
     heard = process.all_input()[:, 0]
     silent = heard[60_000:100_000]
@@ -259,7 +278,7 @@ def test_a_device_that_comes_back_a_little_off_is_approached_smoothly(arena: Are
     device = ScriptedIo(world, arena, alive=lambda seconds: not 0.5 < seconds < 1.2)
     world.each.append(lambda: setattr(device, "shift", shift if world.now_ns > world.at(1.0) else 0))
     _, _, seen = run_device(world, arena, 2.0)
-    for (before_ns, before, _), (after_ns, after, _) in zip(seen, seen[1:], strict=False):
+    for (before_ns, before, _), (after_ns, after, _) in pairwise(seen):
         assert before <= after <= before + frames_in(after_ns - before_ns, 48_000) + SPEC.blocksize + 1
     wall = frames_in(seen[-1][0] - world.at(0), 48_000) - SPEC.lead
     assert abs(seen[-1][1] - wall - shift) <= 2 * SPEC.blocksize
@@ -277,7 +296,7 @@ def test_an_engine_held_up_longer_than_lead_counts_one_underrun_and_mixes_on(are
             world.sleep(1.0)
 
     process = Ramp(3 * 48_000)
-    stream = DeviceStream(SPEC, arena, world.clock, sleep)
+    stream = DeviceStream(SPEC, arena, world.clock, sleep, patience_seconds=0)
     stream.run(process)
     assert stream.underruns == 1
     assert stream.late_frames == pytest.approx(48_000 - SPEC.lead, abs=300)
@@ -285,3 +304,26 @@ def test_an_engine_held_up_longer_than_lead_counts_one_underrun_and_mixes_on(are
     assert np.array_equal(arena.ring("io.output").read(0, 144_000)[:, 0], np.arange(1, 144_001))
     heard = process.all_input()[:, 0]
     assert np.array_equal(heard[1000:140_000], np.arange(1000, 140_000)), "input is not lost for it"
+
+
+def test_a_machine_that_stood_still_with_its_device_is_no_underrun(arena: Arena) -> None:
+    world = World()
+    device = ScriptedIo(world, arena, alive=lambda _: True)
+    tick = world.each.pop()
+    paused: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        world.sleep(seconds)
+        if not paused and world.now_ns > world.at(1.0):
+            world.each.clear()
+            world.sleep(0.2)  # nothing runs
+            paused.append(frames_in(200 * MS, 48_000))
+            assert device._anchor is not None
+            device._anchor = (device._anchor[0] - paused[0], device._anchor[1])
+            world.each.append(tick)
+
+    world.each.append(tick)
+    stream = DeviceStream(SPEC, arena, world.clock, sleep, patience_seconds=0)
+    stream.run(Ramp(2 * 48_000))
+    assert paused
+    assert stream.underruns == 0

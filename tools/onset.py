@@ -47,7 +47,7 @@ MERGE_FRAMES = int(0.030 * SAMPLERATE)
 """Onsets closer than this are heard as one (a strummed chord): the first counts."""
 REFRACTORY_HOPS = 3
 """32 ms: nothing is reported this soon after the last onset."""
-SPLITS = {"train": (1_000, 320), "valid": (200_000, 60), "test": (300_000, 80)}
+SPLITS = {"train": (1_000, 560), "valid": (200_000, 60), "test": (300_000, 80)}
 """First seed and number of clips of five seconds."""
 
 # ---------------------------------------------------------------------------------------------- the material
@@ -737,7 +737,7 @@ def main() -> None:
     for name in ("train", "export"):
         verb = verbs.add_parser(name)
         verb.add_argument("--work", type=Path, required=True, metavar="DIR")
-    verbs.choices["train"].add_argument("--epochs", type=int, default=40)
+    verbs.choices["train"].add_argument("--epochs", type=int, default=30)
     verbs.choices["export"].add_argument("--out", type=Path, default=MODEL_FOLDER)
     verb = verbs.add_parser("hear")
     verb.add_argument("files", type=Path, nargs="+")

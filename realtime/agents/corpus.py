@@ -52,7 +52,8 @@ POSITION_COST = 1.0
 CONTEXT_GAIN = 1.0
 SCENARIO_GAIN = 0.5
 SOURCE_COST = 0.25
-RECENT_COST = 3.0
+RECENT_COST = 6.0
+"""For the unit just played; less for those before it, so that a right note may come again sooner than a wrong one."""
 NEVER_COST = 1e6
 CHANCE_MARGIN = 0.1
 """Candidates this close to the best are alike: chance picks one."""
@@ -298,7 +299,8 @@ class CorpusAgent:
             units, contexts = self.oracle.continuations(state.unit)
             gain = CONTEXT_GAIN * np.log2(1 + contexts) / math.log2(1 + LONGEST_CONTEXT)
             cost[units] -= gain
-        cost[list(state.recent)] += RECENT_COST
+        for age, unit in enumerate(reversed(state.recent)):
+            cost[unit] += RECENT_COST * (1 - age / self.taboo)
         return cost
 
     def _slot_beats(self, unit: int, phase: Fraction, left: Fraction, beat_frames: Fraction) -> Fraction:

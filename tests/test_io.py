@@ -1,0 +1,563 @@
+"""The device process without a device: its loop against a device in virtual time, the choice of device, the watch."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realtime import io
+from realtime.buffers import Arena
+from realtime.protocols import Block, StreamSpec
+from realtime.stream import RUNNING, SECOND_NS, STARTING, DeviceStream, frames_in
+
+MS = 1_000_000
+SPEC = StreamSpec(48_000, inputs=1, outputs=1, blocksize=128, lead=1024, latency=300)
+
+
+class VirtualDevice:
+    """A port whose callbacks come with virtual time, with rtmixer's manners: an empty or full ring ends an action.
+
+    It notes every frame that left (``played``), and records the number of each frame as its sample.
+    """
+
+    blocksize = 128
+    latency = (0, 256)
+
+    def __init__(self, rate: int = 48_000, inputs: int = 1, outputs: int = 1, record_capacity: int = 24_000) -> None:
+        self.samplerate, self.inputs, self.outputs = rate, inputs, outputs
+        self.played: list[float] = []
+        self.running = True
+        self._blocks = 0
+        self._begun_ns = -1
+        self._play: deque[float] = deque()
+        self._play_first: int | None = None
+        self._play_on = False
+        self._record: deque[float] = deque()
+        self._record_first: int | None = None
+        self._record_on = False
+        self._record_capacity = record_capacity
+
+    def run_until(self, time_ns: int) -> None:
+        if self._begun_ns < 0:
+            self._begun_ns = time_ns
+        while self.running and frames_in(time_ns - self._begun_ns, self.samplerate) >= self.frames() + self.blocksize:
+            self._callback()
+
+    def _callback(self) -> None:
+        start = self.frames()
+        self._blocks += 1
+        taken = 0
+        if self._play_on:
+            if self._play_first is None:
+                self._play_first = start
+            while taken < self.blocksize and self._play:
+                self.played.append(self._play.popleft())
+                taken += 1
+            self._play_on = taken == self.blocksize
+        self.played += [0.0] * (self.blocksize - taken)
+        if self._record_on:
+            if self._record_first is None:
+                self._record_first = start
+            room = self._record_capacity - len(self._record)
+            self._record += [float(start + at) for at in range(min(room, self.blocksize))]
+            self._record_on = room >= self.blocksize
+
+    def frames(self) -> int:
+        return self._blocks * self.blocksize
+
+    def active(self) -> bool:
+        return self.running
+
+    def device_xruns(self) -> int:
+        return 0
+
+    def start_play(self) -> None:
+        self._play_first, self._play_on = None, True
+
+    def play_first(self) -> int | None:
+        return self._play_first
+
+    def play_ended(self) -> bool:
+        return not self._play_on
+
+    def fill(self) -> int:
+        return len(self._play)
+
+    def write(self, block: Block) -> None:
+        self._play += block[:, 0].tolist()
+
+    def start_record(self) -> None:
+        self._record_first, self._record_on = None, True
+
+    def record_first(self) -> int | None:
+        return self._record_first
+
+    def record_ended(self) -> bool:
+        return not self._record_on
+
+    def read(self) -> Block:
+        block = np.array(self._record, np.float32)[:, None]
+        self._record.clear()
+        return block
+
+
+class Ramp:
+    """A process whose output tells its frame, counted from 1, up to ``end``."""
+
+    def __init__(self, end: int) -> None:
+        self.heard = 0
+        self.mixed = 0
+        self.stopped = False
+        self.input: list[Block] = []
+        self._end = end
+
+    def hear(self, block: Block) -> None:
+        self.input.append(block.copy())
+        self.heard += len(block)
+
+    def mix(self, frames: int) -> Block:
+        self.mixed += frames
+        self.stopped = self.mixed >= self._end
+        return np.arange(self.mixed - frames + 1, self.mixed + 1, dtype=np.float32)[:, None]
+
+
+class Rig:
+    """An engine's stream, a device loop and a virtual device; each of the two can be held up at given times."""
+
+    def __init__(self, spec: StreamSpec = SPEC, device: VirtualDevice | None = None) -> None:
+        self.spec = spec
+        self.arena = Arena.create(io.layout(spec))
+        self.now_ns = 7 * SECOND_NS
+        self.device = device or VirtualDevice()
+        self.loop = io.DeviceLoop(spec, self.device, self.arena)
+        self.io_holds: list[tuple[float, float]] = []  # start and length in seconds
+        self.engine_holds: list[tuple[float, float]] = []
+        self.gone = False
+
+    def seconds(self) -> float:
+        return self.now_ns / SECOND_NS - 7
+
+    def tick(self) -> None:
+        self.now_ns += MS
+        self.device.run_until(self.now_ns)
+        held = any(start <= self.seconds() < start + length for start, length in self.io_holds)
+        if not held and not self.gone:
+            try:
+                self.loop.turn(self.now_ns)
+            except io.DeviceGone:
+                self.gone = True
+
+    def replace_device(self, device: VirtualDevice) -> None:
+        self.device, self.gone = device, False
+        self.loop = io.DeviceLoop(self.spec, device, self.arena)
+
+    def sleep(self, seconds: float) -> None:
+        for _ in range(max(1, round(1000 * seconds))):
+            self.tick()
+        while any(start <= self.seconds() < start + length for start, length in self.engine_holds):
+            self.tick()
+
+    def play(self, seconds: float) -> tuple[Ramp, DeviceStream]:
+        for _ in range(100):  # the device opens first
+            self.tick()
+        process = Ramp(int(seconds * self.spec.samplerate))
+        stream = DeviceStream(self.spec, self.arena, lambda: self.now_ns, self.sleep)
+        stream.run(process)
+        for _ in range(50):
+            self.tick()
+        return process, stream
+
+    def status(self) -> dict[str, int]:
+        return self.arena.status("io.status").read()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.arena.close()
+    rig.arena.unlink()
+
+
+def grid_offsets(played: list[float]) -> set[int]:
+    """Device frame less session frame, of everything that was played."""
+    audio = np.array(played)
+    at = np.flatnonzero(audio)
+    return {int(offset) for offset in at - (audio[at] - 1)}
+
+
+def test_every_frame_leaves_once_and_in_its_place(rig: Rig) -> None:
+    rig.play(2.0)
+    audio = np.array(rig.device.played)
+    assert len(grid_offsets(rig.device.played)) == 1
+    assert np.array_equal(audio[audio > 0][:96_000], np.arange(1, 96_001)), "from the first frame on"
+    status = rig.status()
+    assert (status["xruns"], status["starved"], status["overflows"]) == (0, 0, 0)
+    assert status["fill_min"] > 0.6 * SPEC.lead
+
+
+def test_input_comes_in_on_the_grid_less_the_latency(rig: Rig) -> None:
+    process, _ = rig.play(2.0)
+    [offset] = grid_offsets(rig.device.played)
+    heard = np.concatenate(process.input)[:, 0]
+    at = np.arange(5_000, 90_000)
+    assert np.array_equal(heard[at], at + offset + SPEC.latency)
+
+
+def test_a_device_process_held_up_loses_frames_but_not_the_grid(rig: Rig) -> None:
+    rig.io_holds = [(1.0, 0.05)]
+    rig.play(2.0)
+    status = rig.status()
+    assert status["xruns"] == 1
+    assert len(grid_offsets(rig.device.played)) == 1
+    audio = np.array(rig.device.played)
+    missing = 96_000 - np.count_nonzero((audio > 0) & (audio <= 96_000))
+    assert missing == status["lost_frames"]
+    assert 0.03 * 48_000 < missing < 0.1 * 48_000
+
+
+def test_a_short_hold_is_bridged(rig: Rig) -> None:
+    rig.io_holds = [(1.0, 0.015)]
+    rig.play(2.0)
+    assert rig.status()["xruns"] == 0
+    assert np.count_nonzero(np.array(rig.device.played)) >= 96_000
+
+
+def test_an_engine_held_up_leaves_silence_and_the_grid(rig: Rig) -> None:
+    rig.engine_holds = [(1.0, 0.1)]
+    _, stream = rig.play(2.0)
+    status = rig.status()
+    assert stream.underruns == 1
+    assert status["xruns"] == 0, "the ring is padded, its action goes on"
+    assert status["starved"] >= 1
+    assert status["starved_frames"] == pytest.approx(0.1 * 48_000 - SPEC.lead, abs=600)
+    assert len(grid_offsets(rig.device.played)) == 1
+
+
+def test_lost_input_leaves_a_gap_and_the_grid() -> None:
+    rig = Rig(device=VirtualDevice(record_capacity=2_000))
+    rig.io_holds = [(1.0, 0.12)]
+    process, _ = rig.play(2.0)
+    [offset] = grid_offsets(rig.device.played)
+    heard = np.concatenate(process.input)[:, 0]
+    at = np.flatnonzero(heard)
+    assert rig.status()["overflows"] == 1
+    assert np.array_equal(heard[at], at + offset + SPEC.latency)
+    lost = int(at[-1]) + 1 - int(at[0]) - len(at)
+    assert lost == pytest.approx(0.12 * 48_000 - 2_000, abs=500)
+    rig.arena.unlink()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0.0, 0.15)), max_size=4),
+    st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0.0, 0.15)), max_size=4),
+)
+def test_no_hold_moves_the_grid(io_holds: list[tuple[float, float]], engine_holds: list[tuple[float, float]]) -> None:
+    rig = Rig()
+    rig.io_holds, rig.engine_holds = io_holds, engine_holds
+    rig.play(1.2)
+    assert len(grid_offsets(rig.device.played)) == 1
+    rig.arena.close()
+    rig.arena.unlink()
+
+
+def test_a_new_device_takes_up_the_grid_of_the_old_one(rig: Rig) -> None:
+    first = rig.device
+
+    tick = rig.tick
+
+    def fail_and_return() -> None:
+        tick()
+        if rig.device is first and rig.seconds() > 1.0:
+            first.running = False
+        if rig.gone and rig.seconds() > 2.0:
+            rig.replace_device(VirtualDevice())
+
+    rig.tick = fail_and_return  # type: ignore[method-assign]
+    process, stream = rig.play(4.0)
+    assert rig.device is not first
+    assert stream.underruns == 0
+    [before], [after] = grid_offsets(first.played), grid_offsets(rig.device.played)
+    moved_seconds = (rig.device._begun_ns - first._begun_ns) / SECOND_NS
+    assert abs(after - before + round(moved_seconds * 48_000)) <= 48, "to a millisecond, as the loop looks"
+    assert process.heard > 150_000
+    status = rig.status()
+    assert status["epoch"] == 2
+
+
+def test_a_device_that_falls_silent_is_given_up(rig: Rig) -> None:
+    rig.play(0.5)
+    status = rig.status()
+    assert status["state"] == RUNNING
+    rig.device.run_until = lambda time_ns: None  # type: ignore[method-assign]
+    for _ in range(150):
+        rig.tick()
+    assert not rig.gone
+    for _ in range(100):
+        rig.tick()
+    assert rig.gone
+
+
+def test_the_loop_waits_for_the_engine_with_silence(rig: Rig) -> None:
+    for _ in range(500):
+        rig.tick()
+    assert rig.status()["state"] == STARTING
+    assert not any(rig.device.played)
+    assert rig.status()["xruns"] == 0
+
+
+@pytest.mark.parametrize("rate", [44_100, 96_000])
+def test_a_device_at_another_rate_keeps_the_grid(rate: int) -> None:
+    """A slow ramp through the resampler tells the position of each frame to a fraction."""
+    rig = Rig(StreamSpec(48_000, 1, 1, 128, 1536), VirtualDevice(rate))
+    rig.io_holds = [(1.5, 0.1)]
+    process, _ = rig.play(3.0)
+    audio = np.array(rig.device.played)
+    ratio = 48_000 / rate
+    offsets = (audio - 1) - np.arange(len(audio)) * ratio
+
+    def steady(start: float, end: float) -> Block:
+        stretch: Block = offsets[int(start * rate) : int(end * rate)]
+        return stretch
+
+    before, after = steady(0.6, 1.4), steady(2.0, 2.9)
+    assert np.ptp(before) < 1
+    assert np.ptp(after) < 1
+    assert abs(np.median(before) - np.median(after)) <= 1
+    assert rig.status()["xruns"] == 1
+    heard = np.concatenate(process.input)[:, 0]
+    positions = heard[20_000:60_000] * ratio + np.median(before)
+    assert np.abs(positions - np.arange(20_000, 60_000)).max() <= 1.5
+    rig.arena.unlink()
+
+
+def test_devices_with_only_outputs_or_inputs(rig: Rig) -> None:
+    rig.replace_device(VirtualDevice(inputs=0))
+    process, _ = rig.play(1.0)
+    assert len(grid_offsets(rig.device.played)) == 1
+    assert process.heard > 45_000
+    assert not np.concatenate(process.input).any()
+    assert rig.status()["has_input"] == 0
+
+
+def test_block_clock_finds_the_least_late() -> None:
+    clock = io.BlockClock(48_000)
+    late = np.random.default_rng(3).exponential(0.8 * MS, 1000)
+    for block in range(1, 1000):
+        clock.observe(block * 128, SECOND_NS + block * 128 * SECOND_NS // 48_000 + int(late[block]))
+    error_ns = clock.time_ns(128_000) - (SECOND_NS + 128_000 * SECOND_NS // 48_000)
+    assert clock.settled
+    assert 0 <= error_ns < 0.1 * MS
+
+
+def test_block_clock_follows_a_device_that_stood_still() -> None:
+    clock = io.BlockClock(48_000)
+    for block in range(1, 200):
+        clock.observe(block * 128, block * 128 * SECOND_NS // 48_000 + (0 if block < 180 else 60 * MS))
+    assert clock.time_ns(199 * 128) == 199 * 128 * SECOND_NS // 48_000 + 60 * MS
+
+
+DEVICES = [
+    io.Device(0, "Built-in Output", "Core Audio", 0, 2, 48_000, False, True),
+    io.Device(1, "Built-in Microphone", "Core Audio", 1, 0, 48_000, True, False),
+    io.Device(2, "Scarlett 18i8", "Core Audio", 18, 8, 48_000, False, False),
+    io.Device(3, "Scarlett 2i2", "Core Audio", 2, 2, 44_100, False, False),
+    io.Device(4, "HDMI", "ALSA", 0, 2, 48_000, False, False),
+    io.Device(5, "HDMI", "OSS", 0, 2, 48_000, False, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "index"),
+    [
+        ("", "output", 0),
+        ("", "input", 1),
+        ("Scarlett 2i2", "input", 3),
+        ("scarlett 18", "output", 2),
+        ("HDMI, OSS", "output", 5),
+    ],
+)
+def test_devices_are_chosen_by_name(name: str, kind: str, index: int) -> None:
+    assert io.pick_device(DEVICES, name, kind).index == index
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("Scarlett", "output", ["more than one", "Scarlett 18i8, Core Audio", "Scarlett 2i2, Core Audio"]),
+        ("HDMI", "output", ["more than one", "HDMI, ALSA", "HDMI, OSS"]),
+        ("Behringer", "output", ["no device 'Behringer'", "Built-in Output", "HDMI, ALSA"]),
+        ("Built-in Output", "input", ["with an input", "Built-in Microphone"]),
+    ],
+)
+def test_a_device_is_never_replaced_by_another(name: str, kind: str, words: list[str]) -> None:
+    with pytest.raises(io.DeviceError) as caught:
+        io.pick_device(DEVICES, name, kind)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_no_device_at_all_is_a_sentence() -> None:
+    with pytest.raises(io.DeviceError, match="no sound device with an output"):
+        io.pick_device([], "", "output")
+
+
+def test_missing_portaudio_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "sounddevice":
+                raise OSError("PortAudio library not found")
+
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(io.DeviceError, match="apt install libportaudio2"):
+        io._sounddevice()
+
+
+def test_config_names_the_slip() -> None:
+    with pytest.raises(ValueError, match="the stream has 2"):
+        io.IoConfig(StreamSpec(48_000, 1, 2), output_channels=(1, 2, 3))
+    with pytest.raises(ValueError, match="count from 1"):
+        io.IoConfig(StreamSpec(48_000, 1, 2), output_channels=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("rights", "late", "rate", "blocksize", "lead"),
+    [
+        (True, 0.0001, 48_000, 128, 512),
+        (True, 0.0001, 48_000, 64, 256),
+        (True, 0.0001, 48_000, 256, 1024),
+        (True, 0.004, 48_000, 128, 1024),
+        (False, 0.0001, 48_000, 128, 2048),
+        (False, 0.0001, 44_100, 128, 2048),
+        (True, 0.004, 96_000, 128, 2048),
+        (True, 0.004, 48_000, 300, 1200),
+    ],
+)
+def test_lead_follows_rights_and_load(rights: bool, late: float, rate: int, blocksize: int, lead: int) -> None:
+    assert io.choose_lead(rights, late, rate, blocksize) == lead
+
+
+def test_lead_leaves_room_for_the_resampler() -> None:
+    assert io.choose_lead(True, 0.004, resampled=True) == 1024 + io.RESAMPLE_FRAMES
+
+
+class FakeChild:
+    def __init__(self) -> None:
+        self.exitcode: int | None = None
+        self.killed = False
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def kill(self) -> None:
+        self.killed = True
+        self.exitcode = -9 if self.exitcode is None else self.exitcode
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+class Watch:
+    """A supervisor over fake processes in virtual time, looked after every 20 ms."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.now_ns = 3 * SECOND_NS
+        self.children: list[FakeChild] = []
+        self.told: list[str] = []
+        self.status = arena.status("io.status")
+        self.texts = arena.records("io.text")
+        self.control = arena.status("io.control")
+        self.supervisor = io.DeviceSupervisor(
+            arena, io.IoConfig(SPEC), self.told.append, self.spawn, lambda: self.now_ns
+        )
+
+    def spawn(self) -> FakeChild:
+        self.children.append(FakeChild())
+        return self.children[-1]
+
+    def run(self, milliseconds: int, beat: Callable[[], None] | None = None) -> None:
+        for _ in range(milliseconds // 20):
+            self.now_ns += 20 * MS
+            if beat is not None:
+                beat()
+            self.supervisor.poll()
+
+    def beat(self, state: int = RUNNING) -> None:
+        self.status.publish(state=state, heartbeat_ns=self.now_ns)
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    arena = Arena.create(io.layout(SPEC))
+    yield Watch(arena)
+    arena.close()
+    arena.unlink()
+
+
+def test_a_process_that_beats_is_left_alone(watch: Watch) -> None:
+    watch.run(5_000, watch.beat)
+    assert len(watch.children) == 1
+    assert watch.supervisor.restarts == 0
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(watch: Watch) -> None:
+    watch.run(1_000, watch.beat)
+    watch.run(360)
+    assert watch.children[0].killed
+    watch.run(40)
+    assert len(watch.children) == 2
+    assert watch.supervisor.restarts == 1
+    assert "does not answer" in watch.told[-1]
+
+
+def test_opening_may_take_longer_than_a_turn(watch: Watch) -> None:
+    watch.run(14_000)
+    assert not watch.children[0].killed
+    watch.beat(STARTING)
+    watch.run(4_000)
+    assert not watch.children[0].killed
+    watch.run(2_000)
+    assert watch.children[0].killed
+
+
+def test_a_process_that_ended_is_replaced_at_once_and_one_that_never_spoke_later(watch: Watch) -> None:
+    watch.run(1_000, watch.beat)
+    watch.children[0].exitcode = 0
+    watch.run(60)
+    assert len(watch.children) == 2
+    watch.children[1].exitcode = 1
+    watch.run(500)
+    assert len(watch.children) == 2
+    watch.run(600)
+    assert len(watch.children) == 3
+    assert "ended with code 1" in watch.told[-1]
+
+
+def test_sentences_are_told_once(watch: Watch) -> None:
+    for text in (b"first", b"first", b"second"):
+        watch.texts.post(text)
+    watch.run(40, watch.beat)
+    assert watch.told == ["first", "second"]
+    assert watch.supervisor.sentence == "second"
+
+
+def test_stop_asks_then_kills(watch: Watch) -> None:
+    watch.run(100, watch.beat)
+    watch.supervisor.stop()
+    assert watch.control.read()["stop"] == 1
+    assert watch.children[0].killed
+
+
+def test_the_device_list_survives_a_process_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(stdout="noise\n", returncode=-6))
+    with pytest.raises(io.DeviceError, match="code -6"):
+        io.list_devices()

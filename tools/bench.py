@@ -1,0 +1,117 @@
+"""Measure this machine: ``sideman bench [SUITE ...] [--quick] [--json FILE] [--material FOLDER]``.
+
+A suite yields rows: suite, name, value, unit, goal, ok. ``ok`` is true, false, or null where the figure cannot be had
+here, with the reason. A row measures the shipped path with its defaults; nothing is dropped. Where time is the wall
+clock's, a control runs beside it: an idle process above engine and workers, waking as often. What is late while the
+control is late too is the machine's, not ours; where the control itself is late too often, ``ok`` is null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure.
+
+    Attributes
+    ----------
+    suite, name, value, unit
+        What was measured; ``value`` is None where nothing could be.
+    goal
+        In words, for instance ``"<= 0.3"``.
+    ok
+        Whether the goal is met, None where that cannot be said here.
+    reason
+        Why ``ok`` is None, or what is worth knowing beside the figure.
+    """
+
+    suite: str
+    name: str
+    value: float | None
+    unit: str
+    goal: str
+    ok: bool | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure: in under 40 seconds a suite, and on which real recordings."""
+
+    quick: bool
+    material: Path | None
+
+
+Suite = Callable[[Options], Iterator[Row]]
+
+
+def suites() -> dict[str, Suite]:
+    """Return every suite by name."""
+    import bench_core
+
+    return {"core": bench_core.rows}
+
+
+def machine() -> str:
+    """Return one line that says what the figures were measured on."""
+    cores, memory_gib = os.cpu_count() or 0, 0.0
+    model = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{cores} x {model}, {memory_gib:.0f} GiB, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, {load}"
+    )
+
+
+def shown(row: Row) -> str:
+    """Return a row as one line of text."""
+    value = "-" if row.value is None else f"{row.value:.4g}"
+    verdict = {True: "ok", False: "FAILED", None: "null"}[row.ok]
+    reason = f"  ({row.reason})" if row.reason else ""
+    return f"{row.suite:6} {row.name:44} {value:>10} {row.unit:10} {row.goal:12} {verdict}{reason}"
+
+
+def main() -> int:
+    """Run the suites asked for, all by default; 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(prog="sideman bench", description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="which; all if none is named")
+    parser.add_argument("--quick", action="store_true", help="at most 40 seconds a suite")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument(
+        "--material", type=Path, metavar="FOLDER", help="recordings: a folder of songs, each of stems"
+    )
+    options = parser.parse_args()
+    known = suites()
+    unknown = [name for name in options.suites if name not in known]
+    if unknown:
+        parser.error(f"no suite {unknown[0]!r}; there are {', '.join(known)}")
+    print(machine(), flush=True)
+    found: list[Row] = []
+    for name in options.suites or known:
+        for row in known[name](Options(options.quick, options.material)):
+            print(shown(row), flush=True)
+            found.append(row)
+    if options.json:
+        options.json.write_text(
+            json.dumps({"machine": machine(), "rows": [asdict(row) for row in found]}, indent=1) + "\n"
+        )
+    return int(any(row.ok is False for row in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,746 @@
+"""Suite ``core``: is it on the grid, is it the same twice, is it quick, does it survive its devices."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import Options, Row
+
+SUITE = "core"
+PERIOD_FRAMES, SAMPLERATE = 128, 48000
+LIVE_LEAD = 1024
+CONTROL_PRIORITY = 60
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Yield the suite's rows."""
+    with tempfile.TemporaryDirectory(prefix="sideman-bench-") as name:
+        folder = Path(name)
+        yield from grid_rows(folder, options)
+        yield from identity_rows(folder)
+        yield from material_rows(folder, options)
+        yield from speed_rows(folder, options)
+        yield from start_rows(folder, options)
+        yield from live_rows(folder, options)
+        yield from restart_rows(folder)
+        yield from model_rows()
+
+
+def row(name: str, value: float, unit: str, goal: str, ok: bool | None, reason: str = "") -> Row:
+    """Make a row of this suite."""
+    return Row(SUITE, name, value, unit, goal, ok, reason)
+
+
+def unmeasured(name: str, unit: str, goal: str, reason: str) -> Row:
+    """Make a row for what cannot be measured here."""
+    return Row(SUITE, name, None, unit, goal, None, reason)
+
+
+# Material
+
+
+def click_corpus(folder: Path, bpm: str, samplerate: int, beats: int = 32) -> Path:
+    """Build a corpus of single-frame clicks, one a beat, no two alike in level."""
+    from realtime.clock import TempoMap
+    from realtime.corpus import build
+    from realtime.soundfiles import write
+
+    grid = TempoMap.steady(samplerate, bpm)
+    audio = np.zeros((grid.frame_at(Fraction(beats)), 1), np.float32)
+    for beat in range(beats):
+        audio[grid.frame_at(Fraction(beat)), 0] = 0.5 + 0.4 * (beat * 7 % beats) / beats
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "clicks.wav", audio, samplerate, "FLOAT")
+    build([folder / "clicks.wav"], folder / "corpus", bpm=bpm)
+    return folder / "corpus"
+
+
+def session_text(corpus: Path, samplerate: int, bpm: str, meter: str, changes: str = "", more: str = "") -> str:
+    """Return a session with one corpus agent that plays from a chart."""
+    return f"""
+[stream]
+samplerate = {samplerate}
+outputs = 2
+[transport]
+bpm = "{bpm}"
+meter = "{meter}"
+chart = ["C"]
+{changes}
+[[agents]]
+name = "click"
+kind = "corpus"
+corpus = {json.dumps(str(corpus))}
+{more}
+"""
+
+
+def write_noise(path: Path, seconds: float, samplerate: int) -> Path:
+    """Write a quiet noise, something to play against."""
+    from realtime.soundfiles import write
+
+    noise = np.random.default_rng(1).normal(0, 0.05, (round(seconds * samplerate), 1)).astype(np.float32)
+    write(path, noise, samplerate, "FLOAT")
+    return path
+
+
+# The grid, on the WAV
+
+GRIDS = [
+    (44100, "60", "4/4", ""),
+    (48000, "97.3", "3/4", ""),
+    (47999, "120", "7/8", ""),
+    (96000, "133.7", "4/4", ""),
+    (22050, "240", "3/4", ""),
+    (48000, "200", "7/8", "[[transport.changes]]\nbar = 3\nbpm = 81\n[[transport.changes]]\nbar = 5\nmeter = '4/4'"),
+    (44100, "60", "4/4", "[[transport.changes]]\nbar = 2\nbpm = 240\nramp_beats = 9"),
+    (32000, "240", "4/4", "[[transport.changes]]\nbar = 3\nbpm = 61.5\nramp_beats = 12\n"
+                          "[[transport.changes]]\nbar = 7\nbpm = 150\nmeter = '3/4'"),
+]  # fmt: skip
+
+
+def grid_rows(folder: Path, options: Options) -> Iterator[Row]:
+    """Clicks of a corpus, re-ordered and stretched, against the tempo map: on the stem's WAV."""
+    from bridge.app import render
+    from bridge.session import Session
+    from realtime.soundfiles import read
+
+    corpora = {rate: click_corpus(folder / f"clicks-{rate}", "120", rate) for rate in {grid[0] for grid in GRIDS}}
+    worst, expected, found_clicks = 0, 0, 0
+    for index, (rate, bpm, meter, changes) in enumerate(GRIDS):
+        session = Session.parse(session_text(corpora[rate], rate, bpm, meter, changes))
+        seconds = 12 if options.quick else 40
+        out = folder / f"grid-{index}"
+        render(session, write_noise(folder / f"noise-{index}.wav", seconds, rate), out)
+        stem, _ = read(out / "stems" / "click.wav")
+        beats = beat_frames(session.tempo_map(rate), len(stem))
+        clicks = np.flatnonzero(np.abs(stem[:, 0]) > 0.3)
+        expected, found_clicks = expected + len(beats), found_clicks + len(clicks)
+        worst = max(worst, grid_error(clicks, beats))
+        shutil.rmtree(out)
+    what = f"{expected} beats in {len(GRIDS)} grids, 60 to 240 bpm, ramps, 3/4 4/4 7/8, 22050 to 96000 Hz"
+    yield row("downbeat error", worst, "frames", "0", worst == 0 and expected == found_clicks, what)
+
+
+def beat_frames(tempo_map: Any, frames: int) -> list[int]:
+    """Return the frame of every whole beat of every bar, from the tempo map alone."""
+    beats, bar = [], 0
+    while tempo_map.bar_frame(bar) < frames:
+        start, beat = tempo_map.downbeat(bar), Fraction(0)
+        while beat < tempo_map.bar_beats(bar):
+            beats.append(tempo_map.frame_at(start + beat))
+            beat += 1
+        bar += 1
+    return [beat for beat in beats if beat < frames]
+
+
+def grid_error(clicks: Any, beats: list[int]) -> int:
+    """Return the largest distance from a beat to its click and from a click to its beat."""
+    if not len(clicks) or not beats:
+        return 1 << 30
+    from_beats = max(int(np.abs(clicks - beat).min()) for beat in beats)
+    grid = np.asarray(beats)
+    return max(from_beats, *(int(np.abs(grid - click).min()) for click in clicks))
+
+
+# The same twice
+
+
+def identity_rows(folder: Path) -> Iterator[Row]:
+    """Block sizes, replay, and a replay of a changed log, on the built-in band."""
+    from bridge.app import render, replay
+    from bridge.demo import demo_session
+    from realtime.soundfiles import read, write
+
+    session, player = demo_session(folder / "demo-corpora")
+    audio, rate = read(player)
+    seconds = 20
+    write(folder / "player.wav", audio[: seconds * rate], rate, "FLOAT")
+    takes = {}
+    for blocksize in (64, 65, 300, 8192):
+        takes[blocksize] = folder / f"block-{blocksize}"
+        render(session, folder / "player.wav", takes[blocksize], blocksize=blocksize)
+    write(folder / "short.wav", audio[: 3 * rate], rate, "FLOAT")
+    for blocksize in (1, 64):
+        takes[-blocksize] = folder / f"short-{blocksize}"
+        render(session, folder / "short.wav", takes[-blocksize], blocksize=blocksize)
+    different = sum(not same_stems(takes[64], takes[size]) for size in (65, 300, 8192))
+    different += not same_stems(takes[-64], takes[-1])
+    yield row("takes that differ by block size 1 64 65 300 8192", different, "takes", "0", different == 0)
+
+    take, kept = takes[64], folder / "kept"
+    shutil.move(take / "stems", kept)
+    replay(take, folder / "replayed")
+    same = same_files(kept, folder / "replayed" / "stems")
+    yield row("stems that differ on replay, stems deleted", float(not same), "takes", "0", same)
+
+    change_one_unit(take / "take.jsonl")
+    replay(take, folder / "changed")
+    changed = not same_files(kept, folder / "changed" / "stems")
+    yield row("a unit changed in the log changes the sound", float(changed), "takes", "1", changed)
+
+
+def same_stems(take: Path, other: Path) -> bool:
+    """Whether two takes have the same stems, to the bit."""
+    return same_files(take / "stems", other / "stems")
+
+
+def same_files(folder: Path, other: Path) -> bool:
+    """Whether the WAVs of two folders hold the same samples."""
+    from realtime.soundfiles import read
+
+    names = sorted(path.name for path in folder.glob("*.wav"))
+    return bool(names) and all(np.array_equal(read(folder / name)[0], read(other / name)[0]) for name in names)
+
+
+def change_one_unit(log: Path) -> None:
+    """Let one unit of a log come from elsewhere in its source."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    finals = (line for line in lines if line["type"] == "reply" and line["origin"] and line["bar"] == 3)
+    piece = next(line for line in finals if line["agent"] == "bass" and line["attempt"] == 1)["origin"]["pieces"][0]
+    piece["source_frame"] += 48000
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+# Real recordings
+
+
+def material_rows(folder: Path, options: Options) -> Iterator[Row]:
+    """One stem as input, a corpus of another song: lengths, silence, and every unstretched unit found in its stem."""
+    wanted = {"eif_francium": "128", "eif_lithium": "124", "muldjord_armygeddon": "170"}
+    songs = [] if options.material is None else [song for song in wanted if (options.material / song).is_dir()]
+    if not songs or options.material is None:
+        for name in (
+            "unstretched units found elsewhere",
+            "stems of another length",
+            "silent bars while the input plays",
+        ):
+            yield unmeasured(name, "", "0", "no recordings: give --material FOLDER")
+        return
+    lags, lengths, silent, units = 0, 0, 0, 0
+    for index, song in enumerate(songs):
+        other = songs[(index + 1) % len(songs)]
+        for label, source in (("another song", other), ("other bars", song)):
+            take, session_rate = render_material(options.material, song, source, wanted, folder, label)
+            wrong, found = units_elsewhere(take, session_rate)
+            lags, units = lags + wrong, units + found
+            lengths += wrong_lengths(take)
+            silent += silent_bars(take)
+    note = f"{units} unstretched units in {2 * len(songs)} takes of {', '.join(songs)}"
+    yield row("unstretched units found elsewhere", lags, "units", "0", lags == 0 and units > 0, note)
+    yield row("stems of another length", lengths, "stems", "0", lengths == 0)
+    yield row("silent bars while the input plays", silent, "bars", "0", silent == 0)
+
+
+def render_material(
+    material: Path, song: str, source: str, bpms: dict[str, str], folder: Path, label: str
+) -> tuple[Path, int]:
+    """Render one stem of ``song`` against a corpus of all the other stems of ``source``."""
+    from bridge.app import render
+    from bridge.session import Session, override
+    from realtime.corpus import build
+
+    stems = sorted((material / song).glob("*.flac"))
+    played = next((stem for stem in stems if stem.stem in ("drums", "guitar")), stems[0])
+    files = [stem for stem in sorted((material / source).glob("*.flac")) if stem.name != played.name]
+    corpus = folder / f"corpus-{source}-{played.stem}"
+    if not corpus.exists():
+        build(files, corpus, bpm=bpms[source])
+    text = session_text(corpus, 44100, bpms[song], "4/4").replace('chart = ["C"]', "")
+    out = folder / f"take-{song}-{label.replace(' ', '-')}"
+    render(override(Session.parse(text), bpm=bpms[song]), played, out)
+    return out, 44100
+
+
+def units_elsewhere(take: Path, samplerate: int) -> tuple[int, int]:
+    """Correlate each unstretched unit's source with the stem; return how many peak elsewhere, and of how many."""
+    from bridge.recorder import TakeReader
+    from realtime.corpus import load
+    from realtime.soundfiles import read
+
+    reader = TakeReader(take)
+    corpus = load(Path(reader.header["engine"]["parts"][0]["agent"]["options"]["corpus"]))
+    stem = read(take / "stems" / "click.wav")[0][:, 0].astype(np.float64)
+    replies = {(r.bar, r.beat, r.attempt): r for r in reader.replies}
+    wrong = found = 0
+    for span in reader.spans:
+        reply = replies.get((span.bar, span.beat, span.attempt)) if span.rung in (1, 2) else None
+        for piece in reply.origin.pieces if reply is not None and reply.origin is not None else ():
+            start = span.start + piece.at
+            frames = min(piece.frames, 8192)
+            if piece.stretched or start - 200 < 0 or start + frames + 200 > len(stem):
+                continue
+            source = corpus.read(corpus.index_of(piece.source), piece.source_frame, 0, frames, samplerate)
+            sound = source.mean(axis=1).astype(np.float64)
+            if np.sqrt(np.mean(sound**2)) < 1e-3:
+                continue  # nothing there to find
+            window = stem[start - 200 : start + frames + 200]
+            lag = int(np.argmax(np.correlate(window, sound, "valid"))) - 200
+            wrong, found = wrong + (lag != 0), found + 1
+    return wrong, found
+
+
+def wrong_lengths(take: Path) -> int:
+    """Count the stems that are not exactly as long as the input."""
+    from realtime.soundfiles import info
+
+    frames = info(take / "input.wav").frames
+    return sum(info(stem).frames != frames for stem in (take / "stems").glob("*.wav"))
+
+
+def silent_bars(take: Path) -> int:
+    """Count bars, from the third on, in which the input plays and a stem does not."""
+    from bridge.recorder import TakeReader
+    from realtime.soundfiles import read
+
+    reader = TakeReader(take)
+    tempo_map, count = reader.tempo_map, 0
+    heard, stem = read(take / "input.wav")[0], read(take / "stems" / "click.wav")[0]
+    bar = 2
+    while tempo_map.bar_frame(bar + 1) <= len(stem):
+        cut = slice(tempo_map.bar_frame(bar), tempo_map.bar_frame(bar + 1))
+        before = slice(tempo_map.bar_frame(bar - 1), tempo_map.bar_frame(bar))
+        plays = all(np.sqrt(np.mean(heard[part] ** 2)) > 3e-3 for part in (before, cut))
+        count += bool(plays and np.sqrt(np.mean(stem[cut] ** 2)) < 1e-4)
+        bar += 1
+    return count
+
+
+# Speed
+
+
+def speed_rows(folder: Path, options: Options) -> Iterator[Row]:
+    """A corpus agent over half an hour of material, on one core."""
+    from bridge.app import render
+    from bridge.demo import HERE, demo_session
+    from bridge.session import Session
+    from realtime.corpus import build
+    from realtime.soundfiles import read, write
+
+    demo_session(folder / "demo-corpora")
+    minutes = 30
+    parts = [read(HERE / name)[0] for name in ("bass.flac", "marimba.flac", "player.flac")]
+    lap = np.concatenate([part[: 48000 * 60] for part in parts])
+    write(folder / "lap.flac", lap, SAMPLERATE)
+    files = []
+    for number in range(minutes // 3):
+        files.append(folder / f"lap-{number}.flac")
+        shutil.copy(folder / "lap.flac", files[-1])
+    begin = time.perf_counter()
+    build(files, folder / "long", bpm="112")
+    building = time.perf_counter() - begin
+    session = Session.parse(session_text(folder / "long", SAMPLERATE, "116", "4/4").replace('chart = ["C"]', ""))
+    with one_core() as where:
+        rendered = render(session, HERE / "player.flac", folder / "speed")
+    factor = rendered.realtime_factor
+    yield row("offline, one corpus agent, 30-minute corpus", factor, "x", ">= 20", factor >= 20, where)
+    speed = 60 * minutes / building
+    yield row("building that corpus", speed, "x", ">= 20", speed >= 20, "the issue gives no goal; that of rendering")
+
+
+@contextmanager
+def one_core() -> Iterator[str]:
+    """Stay on one core meanwhile, where the system can be told."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield "on any core: this system pins nothing"
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield "pinned to one core"
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+# Starting
+
+
+def start_rows(folder: Path, options: Options) -> Iterator[Row]:
+    """How long imports, help and the first sound take."""
+    python, sideman = sys.executable, str(Path(sys.executable).with_name("sideman"))
+    runs = 5 if options.quick else 20
+    for name, command in (
+        ("import realtime.engine", [python, "-c", "import realtime, realtime.engine"]),
+        ("sideman --help", [sideman, "--help"]),
+    ):
+        seconds = statistics.median(timed(command) for _ in range(runs))
+        yield row(name, seconds, "s", "<= 0.3", seconds <= 0.3, f"median of {runs}")
+    name, goal = "first audio of play", "<= 1"
+    with jack_server("sideman-bench-start") as server:
+        if not server:
+            yield unmeasured(name, "s", goal, NO_JACK)
+            return
+        session = write_live_session(folder)
+        runs = 3 if options.quick else 20
+        first = [first_audio_seconds(session, folder / f"first-{index}") for index in range(runs)]
+        seconds = statistics.median(first)
+        yield row(name, seconds, "s", goal, seconds <= 1, f"median of {runs}, at the server's port, JACK dummy")
+
+
+def timed(command: list[str]) -> float:
+    """Run a command; return its seconds."""
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def first_audio_seconds(session: Path, out: Path) -> float:
+    """Start ``sideman play`` and listen at its port; return the seconds to its first sample that is not zero."""
+    import jack
+
+    client, heard = jack.Client("sideman-bench-ear"), threading.Event()
+    port = client.inports.register("in")
+
+    @client.set_process_callback
+    def process(frames: int) -> None:
+        if not heard.is_set() and port.get_array().any():
+            heard.set()
+
+    sideman = str(Path(sys.executable).with_name("sideman"))
+    with client:
+        begin = time.perf_counter()
+        played = subprocess.Popen(
+            [sideman, "play", str(session), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while time.perf_counter() - begin < 20 and not heard.wait(0.002):
+                for source in client.get_ports("PortAudio.*", is_audio=True, is_output=True):
+                    if source not in client.get_all_connections(port):
+                        with suppress(jack.JackError):
+                            client.connect(source, port)
+            seconds = time.perf_counter() - begin
+        finally:
+            played.send_signal(signal.SIGINT)
+            played.wait(20)
+    return seconds
+
+
+def write_live_session(folder: Path, clicks: bool = False) -> Path:
+    """Write a session for the live rows: the built-in bass, and clicks (unstretched) or the built-in drums."""
+    from bridge.demo import demo_session
+
+    demo_session(folder / "demo-corpora")
+    second = click_corpus(folder / "clicks-live", "112", SAMPLERATE) if clicks else folder / "demo-corpora" / "drums"
+    path = folder / ("live-clicks.toml" if clicks else "live.toml")
+    path.write_text(f"""
+[session]
+seed = 3
+[stream]
+device = "system"
+samplerate = {SAMPLERATE}
+blocksize = {PERIOD_FRAMES}
+inputs = [1]
+outputs = 2
+[transport]
+bpm = 112
+count_in_bars = 1
+chart = ["Dm7", "Am7", "Bbmaj7", "C7"]
+[metronome]
+on = {"false" if clicks else "true"}
+outputs = [2]
+[[agents]]
+name = "second"
+kind = "corpus"
+corpus = {json.dumps(str(second))}
+outputs = [1]
+[[agents]]
+name = "bass"
+kind = "corpus"
+corpus = {json.dumps(str(folder / "demo-corpora" / "bass"))}
+outputs = [2]
+""")
+    return path
+
+
+# Live
+
+NO_JACK = "no JACK server could be started here (jackd2, libportaudio2 and the package JACK-Client are needed)"
+
+
+@contextmanager
+def jack_server(name: str) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Run a JACK server of its own name with the dummy backend; yield None where there is none."""
+    before = os.environ.get("JACK_DEFAULT_SERVER")
+    os.environ |= {"JACK_DEFAULT_SERVER": name, "JACK_NO_AUDIO_RESERVATION": "1", "JACK_NO_START_SERVER": "1"}
+    server = start_jack(name)
+    try:
+        yield server
+    finally:
+        if server is not None and server.poll() is None:
+            server.terminate()
+            server.wait(5)
+        os.environ.pop("JACK_DEFAULT_SERVER")
+        if before is not None:
+            os.environ["JACK_DEFAULT_SERVER"] = before
+
+
+def start_jack(name: str) -> subprocess.Popen[bytes] | None:
+    """Start a server and wait until it can be reached; None where it cannot."""
+    jackd = shutil.which("jackd")
+    try:
+        import jack
+    except (ImportError, OSError):
+        return None
+    if jackd is None:
+        return None
+    from realtime.io import realtime_rights
+
+    rights = ["-R", "-P", "70"] if realtime_rights() else ["-r"]
+    command = [jackd, "-n", name, *rights, "-d", "dummy", "-r", str(SAMPLERATE), "-p", str(PERIOD_FRAMES)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        with suppress(jack.JackError):
+            jack.Client("sideman-bench-probe", no_start_server=True).close()
+            return server
+        time.sleep(0.05)
+    server.kill()
+    return None
+
+
+def control(handle: Any, seconds: float, path: str) -> None:
+    """Be the control: wake every period above everyone, note how late, and what the device and the engine counted.
+
+    Rows of the file: time (ns), lateness (ns), device's empty rings, engine's, session frame, its time (ns), opened.
+    """
+    from realtime.buffers import Arena
+    from realtime.io import use_realtime
+
+    arena = Arena.attach(handle)
+    device, stream = arena.status("io.status"), arena.status("stream.status")
+    use_realtime(CONTROL_PRIORITY)
+    period_ns = PERIOD_FRAMES * 10**9 // SAMPLERATE
+    count = round(seconds * 10**9 / period_ns)
+    table = np.zeros((count, 7), np.int64)
+    due = time.monotonic_ns()
+    for line in table:
+        due += period_ns
+        time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+        now = time.monotonic_ns()
+        io, engine = device.read(), stream.read()
+        empty = io["xruns"] + io["starved"]
+        line[:] = (now, now - due, empty, engine["underruns"], engine["frame"], engine["time_ns"],
+                   io["epoch"] if io["state"] == 1 else 0)  # fmt: skip
+        due = max(due, now - period_ns)  # a stall is one lateness, not many
+    np.save(path, table)
+
+
+@contextmanager
+def controlled(live: Any, seconds: float, folder: Path) -> Iterator[Callable[[], Any]]:
+    """Run a control beside a session; yield what returns its table once it is done."""
+    path = str(folder / "control.npy")
+    process = multiprocessing.get_context("spawn").Process(
+        target=control, args=(live.arena.handle, seconds, path), daemon=True
+    )
+    process.start()
+
+    def table() -> Any:
+        process.join(seconds + 30)
+        return np.load(path)
+
+    try:
+        yield table
+    finally:
+        process.kill()
+
+
+@contextmanager
+def busy_threads(count: int) -> Iterator[None]:
+    """Keep pure-Python threads busy in this process."""
+    ending = threading.Event()
+
+    def spin() -> None:
+        number = 0
+        while not ending.is_set():
+            number = (number * 31 + 7) % 1000003
+
+    threads = [threading.Thread(target=spin, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+
+
+def judge(table: Any, lead: int) -> tuple[int, int, float]:
+    """Return empty rings, those of them that the control does not excuse, and the control's late share.
+
+    An empty ring is excused if the control woke more than a period late while the ring ran down: within the lead
+    before it, or in the period in which it was seen.
+    """
+    period_ns = PERIOD_FRAMES * 10**9 // SAMPLERATE
+    window_ns = lead * 10**9 // SAMPLERATE + 2 * period_ns
+    late = table[:, 1] > period_ns
+    events = np.flatnonzero(np.diff(table[:, 2]) + np.diff(table[:, 3]) > 0) + 1
+    attributable = 0
+    for event in events:
+        near = (table[:, 0] >= table[event, 0] - window_ns) & (table[:, 0] <= table[event, 0] + period_ns)
+        attributable += not late[near].any()
+    return len(events), attributable, float(late.mean())
+
+
+def live_rows(folder: Path, options: Options) -> Iterator[Row]:
+    """Two agents, two busy threads in the bridge, minutes of it; the clicks are looped back from out to in."""
+    minutes = 1 / 4 if options.quick else 10
+    names = ("attributable empty rings", "grid error, live, looped back")
+    with jack_server("sideman-bench-live") as server:
+        if not server:
+            for name in names:
+                yield unmeasured(name, "", "0", NO_JACK)
+            return
+        from bridge.app import Live
+        from bridge.session import Session
+
+        out, said = folder / "live-take", []
+        session = Session.load(write_live_session(folder, clicks=True))
+        with Live(session, out, said.append, lead=LIVE_LEAD) as live:
+            loop_back(live)
+            with busy_threads(2), controlled(live, 60 * minutes, folder) as table:
+                until = time.monotonic() + 60 * minutes + 1
+                while time.monotonic() < until and live.poll():
+                    time.sleep(0.1)
+                found = table()
+            realtime, lead = live.realtime, live.config.spec.lead
+        empty, attributable, late = judge(found, lead)
+        ok: bool | None = attributable == 0
+        reason = (
+            f"{empty} in all, {minutes:g} min, lead {lead}, 2 agents, control late in {100 * late:.2f} % of periods"
+        )
+        if not realtime or late > 0.01:
+            ok, reason = None, reason + "; " + ("no realtime rights" if not realtime else "the machine is too noisy")
+        yield row(names[0], attributable, "rings", "0", ok, reason)
+        error, clicks = looped_error(out)
+        yield row(names[1], error, "frames", "0", error == 0 and clicks > 0, f"{clicks} clicks, out to in")
+
+
+def loop_back(live: Any) -> None:
+    """Connect the first output to the first input as soon as the ports are there."""
+    import jack
+
+    client = jack.Client("sideman-bench-patch", no_start_server=True)
+    with client:
+        for _ in range(400):
+            sources = client.get_ports("PortAudio.*", is_audio=True, is_output=True)
+            targets = client.get_ports("PortAudio.*", is_audio=True, is_input=True)
+            if sources and targets and live.status().device["state"] == 1:
+                for old in client.get_all_connections(targets[0]):
+                    client.disconnect(old, targets[0])
+                client.connect(sources[0], targets[0])
+                return
+            time.sleep(0.02)
+
+
+def looped_error(take: Path) -> tuple[int, int]:
+    """Compare the clicks that came back with those that were sent: spread of the way's length, and how many."""
+    from realtime.soundfiles import read
+
+    sent = np.flatnonzero(np.abs(read(take / "stems" / "second.wav")[0][:, 0]) > 0.3)
+    came = np.flatnonzero(np.abs(read(take / "input.wav")[0][:, 0]) > 0.2)
+    sent = sent[sent > (came[0] if len(came) else 0) - 4 * SAMPLERATE]
+    if len(came) < 2 or len(sent) < 2:
+        return 1 << 30, 0
+    ways = []
+    for click in came:
+        before = sent[sent <= click]
+        if len(before):
+            ways.append(int(click - before[-1]))
+    usual = int(np.median(ways))
+    return max(abs(way - usual) for way in ways), len(ways)
+
+
+def restart_rows(folder: Path) -> Iterator[Row]:
+    """Kill the audio server while the band plays, start it again, look at the clock and the sound."""
+    names = ("sound after the server is back", "clock error over a server's death", "engine stalls meanwhile")
+    with jack_server("sideman-bench-kill") as server:
+        if not server:
+            for name in names:
+                yield unmeasured(name, "", "", NO_JACK)
+            return
+        from bridge.app import Live
+        from bridge.session import Session
+
+        session = Session.load(write_live_session(folder))
+        with Live(session, None, lambda text: None, lead=LIVE_LEAD) as live:
+            wait_for(live, lambda: live.status().device["state"] == 1)
+            with controlled(live, 11.0, folder) as table:
+                time.sleep(2)
+                server.kill()
+                server.wait()
+                time.sleep(2)
+                begun_ns = time.monotonic_ns()
+                again = start_jack("sideman-bench-kill")
+                ready_ns = time.monotonic_ns()
+                found = table()
+            if again is not None:
+                again.terminate()
+                again.wait()
+        epochs = found[:, 6]
+        back = found[(epochs > epochs[0]) & (found[:, 0] > begun_ns), 0]
+        seconds = (back[0] - ready_ns) / 1e9 if len(back) else float("inf")
+        yield row(names[0], max(0.0, seconds), "s", "<= 2", seconds <= 2, "from the moment the server can be reached")
+        clock = found[:, 4] - (found[:, 5] - found[0, 5]) * SAMPLERATE / 1e9 - found[0, 4]
+        error_ms = 1000 * float(np.abs(clock[-200:] - np.median(clock[:200])).max()) / SAMPLERATE
+        yield row(
+            names[1], error_ms, "ms", "<= 3", error_ms <= 3, "session frames against the wall clock; a period is 2.7"
+        )
+        steps_ms = np.diff(found[:, 5]) / 1e6
+        stalls = int((steps_ms > 1000 * LIVE_LEAD / SAMPLERATE).sum())
+        late = float((found[:, 1] > PERIOD_FRAMES * 10**9 // SAMPLERATE).mean())
+        ok = True if stalls == 0 else (None if late > 0.01 else False)
+        yield row(names[2], stalls, "stalls", "0", ok, f"turns longer than the lead; longest {steps_ms.max():.1f} ms")
+
+
+def wait_for(live: Any, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something holds."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until and live.poll():
+        time.sleep(0.02)
+
+
+# Models
+
+
+def model_rows() -> Iterator[Row]:
+    """How long a step of each exported model takes on this machine; a GPU's only where there is one."""
+    from bridge.session import MODELS
+    from realtime.inference import Model
+
+    for card in sorted(MODELS.glob("*/card.toml")):
+        for provider in ("cpu", "cuda", "tensorrt"):
+            name = f"{card.parent.name} on {provider}, p99 of a step"
+            try:
+                model = Model.open(card.parent, provider=provider)
+            except ValueError as error:
+                yield unmeasured(name, "ms", "< a hop", str(error).splitlines()[0][:120])
+                continue
+            budget_ms = 1000 * model.card.hop / model.card.samplerate
+            state = model.start()
+            inputs = {
+                spec.name: np.zeros(spec.shape, np.float32)
+                for spec in model.card.inputs
+                if spec.name not in model.card.states
+            }
+            times = []
+            for _ in range(2000):
+                begin = time.perf_counter()
+                state.step(inputs)
+                times.append(1000 * (time.perf_counter() - begin))
+            value = float(np.percentile(times, 99))
+            yield row(name, value, "ms", f"< {budget_ms:.1f}", value < budget_ms, "a hop's length; 2000 steps")
