@@ -7,8 +7,8 @@ memory, and takes all of it down again.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -19,12 +19,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from bridge.children import Children, ctrl_c_held
 from bridge.session import AgentTable, Session
+from bridge.tap import RecorderConfig, Tap, new_take, recorder_layout, run_recorder, take_header
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
 from realtime.messages import decode, encode, to_bytes
 from realtime.mixer import Metronome, Monitor, Strip
 from realtime.protocols import Block, StreamSpec
-from realtime.worker import AgentConfig, AgentRunner, InlinePort, RingHeard, build_agent
+from realtime.worker import (
+    STATE_ARMED,
+    STATE_FAILED,
+    STATE_LOADING,
+    AgentConfig,
+    AgentRunner,
+    InlinePort,
+    RingHeard,
+    build_agent,
+)
 
 if TYPE_CHECKING:
     from bridge.recorder import TakeReader
@@ -118,38 +129,68 @@ class FileInput:
         self._file = SoundFile(Path(path))
         info = self._file.info
         if max(channels) > info.channels:
+            self._file.close()
+            has = "1 channel" if info.channels == 1 else f"{info.channels} channels"
             raise ValueError(
-                f"{path} has {info.channels} channels, but the session hears input {max(channels)}; "
-                "set stream.inputs to channels the file has, for instance [1]"
+                f"{path} has {has}, but the session hears input {max(channels)}; set stream.inputs to channels "
+                "that the file has, for instance [1]"
             )
         self._channels = [channel - 1 for channel in channels]
+        self._samplerate = samplerate
         self.frames = max(1, round(info.frames * samplerate / info.samplerate))
         self._total, self._at = info.frames, 0
         self._resampler: Any = None
-        if info.samplerate != samplerate:
-            import soxr
+        self._ready: list[Block] = []  # what was made and not handed out yet; the first is begun at `_used`
+        self._used = 0
 
-            self._resampler = soxr.ResampleStream(
-                info.samplerate, samplerate, len(channels), dtype="float32", quality="HQ"
-            )
-        self._ready: list[Block] = []
+    def check(self, progress: Progress = lambda done, total: None) -> None:
+        """Decode the whole file once: what is wrong anywhere in it is found before anything is written.
+
+        Raises
+        ------
+        ValueError
+            If it breaks off, or holds NaN or infinity.
+        """
+        for start in range(0, self._total, self._CHUNK):
+            self._file.read(start, min(self._total, start + self._CHUNK))
+            progress(min(self._total, start + self._CHUNK), self._total)
 
     def read(self, frames: int) -> Block:
         """Return the next ``frames``; fewer, or none, at the end."""
         import numpy as np
 
-        have = sum(map(len, self._ready))
-        while have < frames and self._at < self._total:
-            end = min(self._total, self._at + self._CHUNK)
-            chunk = np.ascontiguousarray(self._file.read(self._at, end)[:, self._channels])
-            if self._resampler is not None:
-                chunk = self._resampler.resample_chunk(chunk, last=end == self._total)
-            self._at = end
-            self._ready.append(chunk)
-            have += len(chunk)
-        block = np.concatenate([*self._ready, np.zeros((0, len(self._channels)), np.float32)])
-        self._ready = [block[frames:]]
-        return block[:frames]
+        parts = [np.zeros((0, len(self._channels)), np.float32)]
+        missing = frames
+        while missing and (self._ready or self._at < self._total):
+            if not self._ready:
+                self._ready.append(self._next_chunk())
+                continue
+            part = self._ready[0][self._used : self._used + missing]
+            parts.append(part)
+            missing -= len(part)
+            self._used += len(part)
+            if self._used == len(self._ready[0]):
+                self._ready.pop()
+                self._used = 0
+        return np.concatenate(parts)
+
+    def _next_chunk(self) -> Block:
+        import numpy as np
+
+        end = min(self._total, self._at + self._CHUNK)
+        chunk: Block = np.ascontiguousarray(self._file.read(self._at, end)[:, self._channels])
+        self._at = end
+        rate = self._file.info.samplerate
+        if rate == self._samplerate:
+            return chunk
+        if self._resampler is None:
+            import soxr
+
+            self._resampler = soxr.ResampleStream(
+                rate, self._samplerate, len(self._channels), dtype="float32", quality="HQ"
+            )
+        resampled: Block = self._resampler.resample_chunk(chunk, last=end == self._total)
+        return resampled
 
     def close(self) -> None:
         """Close the file."""
@@ -228,18 +269,14 @@ def render(
     ValueError
         In one sentence, before anything is written, if the session, a corpus or the file cannot be used.
     """
-    from bridge.tap import new_take, take_header
-
-    audio = FileInput(source, session.stream.samplerate, session.stream.inputs)
     spec = replace(session.spec(OFFLINE_LEAD), blocksize=blocksize)
     config = engine_config(session, spec, live=False)
-    lines: list[dict[str, object]] = []
-    engine = inline_band(config, InlinePort, lambda line: lines.append(line), script=script)
-    take = new_take(Path(out), config, take_header(config, version(), session.toml()))
-    try:
+    with contextlib.closing(FileInput(source, session.stream.samplerate, session.stream.inputs)) as audio:
+        audio.check(lambda done, total: progress(0, audio.frames))
+        lines: list[dict[str, object]] = []
+        engine = inline_band(config, InlinePort, lambda line: lines.append(line), script=script)
+        take = new_take(Path(out), config, take_header(config, version(), session.toml()))
         return _run(engine, take, lines, audio.read, audio.frames, progress)
-    finally:
-        audio.close()
 
 
 def replay(
@@ -250,7 +287,6 @@ def replay(
 ) -> Rendered:
     """Play a take again from its input and its lines, and write it into ``out``; its stems are not read."""
     from bridge.recorder import TakeReader
-    from bridge.tap import new_take
     from realtime.replay import ForcedTiming, ReplayPort, Script
 
     take = TakeReader(folder)
@@ -283,19 +319,20 @@ def _run(
     frames: int,
     progress: Progress,
 ) -> Rendered:
-    """Drive an engine over ``frames`` of input into a take. Ctrl-C ends it early and keeps what there is."""
-    from bridge.tap import Tap
+    """Drive an engine over ``frames`` of input into a take. Whatever ends it early, what there is is kept."""
     from realtime.stream import OfflineStream
 
     tap, spec = Tap(take, engine.memory), engine.spec
     every = max(1, spec.samplerate // 2)
     begin, interrupted = time.perf_counter(), False
 
-    def keep(done: int) -> None:
-        tap.drain()
-        for line in lines:
-            take.log(line)
-        lines.clear()
+    def keep(done: int, end: int | None = None) -> None:
+        with ctrl_c_held():  # in the middle, it would leave a line or a stretch of sound twice in the take
+            tap.mark()
+            for line in lines:
+                take.log(line)
+            lines.clear()
+            tap.drain(end)
         progress(done, frames)
 
     def after_block(done: int) -> None:
@@ -306,9 +343,10 @@ def _run(
         OfflineStream(spec, read, frames, lambda block: None, after_block).run(engine)
     except KeyboardInterrupt:
         interrupted = True
-    tap.drain(engine.mixed)
-    keep(engine.mixed)
-    made = take.close(engine.mixed, engine.summary())
+    finally:
+        with ctrl_c_held():
+            keep(engine.mixed, engine.mixed)
+            made = take.close(engine.mixed, engine.summary())
     return Rendered(take.folder, made, time.perf_counter() - begin, spec.samplerate, take.fault, interrupted)
 
 
@@ -328,17 +366,37 @@ def verdicts(original: TakeReader, again: TakeReader) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a session looks like at one moment."""
+    """What a session looks like at one moment.
+
+    Attributes
+    ----------
+    frame, bar, beat
+        The mixing cursor; bar 0 is the first, a count-in is negative.
+    stopped
+        Whether the engine has ended.
+    rungs
+        For each agent how many spans were played on rung 0 (rests) to 5, then the rung that sounds now (-1: none
+        yet) at index 6 and the agent's faults at index 7.
+    peaks
+        Peak of each stem before its fader since the last look of the engine, linear.
+    states
+        Of each agent's worker: ``"loading"``, ``"armed"``, ``"failed"`` or ``"gone"``.
+    device, stream
+        What the device process and the stream count.
+    """
 
     frame: int
     bar: int
     beat: int
     stopped: bool
     rungs: dict[str, list[int]]
-    peaks: list[float]
-    armed: dict[str, bool]
+    peaks: dict[str, float]
+    states: dict[str, str]
     device: dict[str, Any]
     stream: dict[str, Any]
+
+
+_STATES = {STATE_LOADING: "loading", STATE_ARMED: "armed", STATE_FAILED: "failed"}
 
 
 class Live:
@@ -351,128 +409,160 @@ class Live:
     folder
         Where the take goes, ``None`` for no take.
     tell
-        Takes sentences for the user: devices, faults, what could not be loaded.
+        Takes sentences for the user: which device, that it is back, ...
     lead
         Frames mixed ahead, 0 to choose it now from rights and a short measurement.
+    warn
+        Takes sentences about what went wrong; ``tell`` if not given.
+
+    Attributes
+    ----------
+    failed
+        Whether something went wrong that the music went on without: a disk, a corpus, a process.
+    closed_frames
+        Length of the take once it is closed.
     """
 
-    def __init__(self, session: Session, folder: Path | None, tell: Callable[[str], None], *, lead: int = 0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        folder: Path | None,
+        tell: Callable[[str], None],
+        *,
+        lead: int = 0,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
         from realtime.io import choose_lead, measure_lateness, realtime_rights
 
-        self.session, self.folder, self._tell = session, folder, tell
+        self.session, self.folder, self._tell, self._say_warning = session, folder, tell, warn or tell
         stream = session.stream
         self.realtime = realtime_rights()
         chosen = lead or stream.lead
         if not chosen:
             chosen = choose_lead(self.realtime, measure_lateness(0.05), stream.samplerate, stream.blocksize)
         self.config = engine_config(session, session.spec(chosen), live=True)
+        self.names = [part.agent.name for part in self.config.parts]
         self.failed = False
         self.closed_frames: int | None = None
-        self._processes: dict[str, Any] = {}
+        self._refused = False
         self._reported: set[str] = set()
 
     def __enter__(self) -> Live:
-        from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
         from realtime import io
         from realtime.buffers import Arena
-        from realtime.engine import engine_layout, run_engine
-        from realtime.worker import WorkerConfig, run_worker
+        from realtime.engine import engine_layout
 
-        config, context = self.config, multiprocessing.get_context("spawn")
-        self.arena = Arena.create({**engine_layout(config), **io.layout(config.spec), **recorder_layout()})
-        self._supervisor = None
+        layout = {**engine_layout(self.config), **io.layout(self.config.spec), **recorder_layout()}
+        self.arena = Arena.create(layout)
+        self._supervisor: Any = None
+        self._children = Children(self.arena.handle.name)
         try:
-            wakes = [context.Semaphore(0) for _ in config.parts]
-            handle, device = self.arena.handle, self.session.stream.device != "null"
-            self._spawn(context, "engine", run_engine, handle, config, wakes, device)
-            if device:
-                io_config = io.IoConfig(
-                    config.spec, self.session.stream.device, input_channels=self.session.stream.inputs
-                )
-                self._supervisor = io.DeviceSupervisor(self.arena, io_config, self._tell)
-                self._supervisor.start()
-            if self.folder is not None:
-                header = take_header(config, version(), self.session.toml())
-                recorder = RecorderConfig(str(self.folder), config, header)
-                self._spawn(context, "recorder", run_recorder, handle, recorder)
-            stems = tuple(part.agent.name for part in config.parts)
-            for part, wake in zip(config.parts, wakes, strict=True):
-                worker = WorkerConfig(part.agent, config.spec, stems, config.tempo_map, part.grid_beats)
-                self._spawn(context, f"agent {part.agent.name}", run_worker, handle, worker, wake)
+            with ctrl_c_held():
+                self._start()
         except BaseException:
             self._take_down()
             raise
-        self._wakes = wakes
         return self
 
-    def _spawn(self, context: Any, name: str, target: Callable[..., None], *args: Any) -> None:
-        process = context.Process(target=target, args=args, name=f"sideman-{name}", daemon=True)
-        process.start()
-        self._processes[name] = process
+    def _start(self) -> None:
+        """Spawn every process; the one that makes the first sound first."""
+        from realtime import io
+        from realtime.engine import run_engine
+        from realtime.worker import WorkerConfig, run_worker
+
+        config, children, handle = self.config, self._children, self.arena.handle
+        wakes = [children.semaphore() for _ in config.parts]
+        device = self.session.stream.device
+        children.spawn("engine", run_engine, handle, config, wakes, device != "null")
+        if device != "null":
+            io_config = io.IoConfig(config.spec, device, input_channels=self.session.stream.inputs)
+            self._supervisor = io.DeviceSupervisor(self.arena, io_config, self._tell)
+            self._supervisor.start()
+        if self.folder is not None:
+            header = take_header(config, version(), self.session.toml())
+            recorder = RecorderConfig(str(self.folder), config, header)
+            children.spawn("recorder", run_recorder, handle, recorder)
+        stems = tuple(self.names)
+        for part, wake in zip(config.parts, wakes, strict=True):
+            worker = WorkerConfig(part.agent, config.spec, stems, config.tempo_map, part.grid_beats)
+            children.spawn(f"agent {part.agent.name}", run_worker, handle, worker, wake)
 
     def send(self, command: Command) -> bool:
         """Hand a command to the engine; return whether its queue took it."""
         return self.arena.records("commands").post(to_bytes(encode(command)))
 
+    def pids(self) -> dict[str, int]:
+        """Return the ids of the session's processes, by name: ``"engine"``, ``"recorder"``, ``"agent NAME"``."""
+        return self._children.pids()
+
     def status(self) -> Status:
         """Return how things stand."""
-        place, names = self.arena["place"], [part.agent.name for part in self.config.parts]
+        place = self.arena["place"]
+        peaks = self.arena["meters"][: len(self.names), 0]
         return Status(
             frame=int(place[0]),
             bar=int(place[1]),
             beat=int(place[2]),
             stopped=bool(place[3]),
-            rungs={name: [int(n) for n in row] for name, row in zip(names, self.arena["rungs"], strict=True)},
-            peaks=[float(peak) for peak in self.arena["meters"][:, 0]],
-            armed={name: self.arena.status(f"{name}.worker").read()["state"] == 1 for name in names},
+            rungs={name: [int(n) for n in row] for name, row in zip(self.names, self.arena["rungs"], strict=True)},
+            peaks={name: float(peak) for name, peak in zip(self.names, peaks, strict=True)},
+            states={name: self._state(name) for name in self.names},
             device=self.arena.status("io.status").read(),
             stream=self.arena.status("stream.status").read(),
         )
 
+    def _state(self, name: str) -> str:
+        state = _STATES[self.arena.status(f"{name}.worker").read()["state"]]
+        return state if state == "failed" or self._children.alive(f"agent {name}") else "gone"
+
     def poll(self) -> bool:
         """Look after everything once; return whether the session still runs. Call it a few times a second."""
-        for name, process in self._processes.items():
-            if name == "recorder":
-                self._hear_recorder()
-            elif name.startswith("agent ") and not process.is_alive():
-                self._report_worker(name.removeprefix("agent "))
-        engine = self._processes["engine"]
-        if not engine.is_alive() and not self.status().stopped:
-            self._tell(f"the engine ended with code {engine.exitcode}; the take up to here is kept")
-            self.failed = True
-            return False
-        return bool(engine.is_alive())
+        self._hear()
+        ended = self._children.ended()
+        for name, code in ended.items():
+            if name not in self._reported and not self.status().stopped:
+                self._reported.add(name)
+                self._report(name, code)
+        return "engine" not in ended and not self._refused
 
-    def _report_worker(self, name: str) -> None:
-        if name in self._reported:
-            return
-        self._reported.add(name)
-        record = self.arena.records(f"{name}.replies").take()
-        why = json.loads(record).get("failed") if record else None
-        self._tell(why or f"agent {name!r}: its worker ended; its stem goes down the ladder")
-        self.failed = self.failed or why is not None
+    def _report(self, name: str, code: int) -> None:
+        """Say that a process has ended before its time, unless it has said why itself."""
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if name == "engine":
+            self._warn(f"the engine {how}, so the music stopped; the take up to here is kept")
+        elif name == "recorder" and not self._refused:
+            self._warn(f"the recorder {how}; {self.folder} keeps what was recorded up to here, and the music goes on")
+        elif name.startswith("agent ") and self._state(name.removeprefix("agent ")) != "failed":
+            agent = name.removeprefix("agent ")
+            self._warn(f"the process of agent {agent!r} {how}; its stem goes down the ladder, the others play on")
 
-    def _hear_recorder(self) -> None:
+    def _warn(self, text: str) -> None:
+        self.failed = True
+        self._say_warning(text)
+
+    def _hear(self) -> None:
+        """Pass on what the workers and the recorder have to say."""
+        for name in self.names:
+            while (text := self.arena.records(f"{name}.text").take()) is not None:
+                self._warn(text.decode(errors="replace"))
         while (record := self.arena.records("recorder.notes").take()) is not None:
             note = json.loads(record)
-            if "failed" in note or note.get("fault"):
-                self._tell(note.get("failed") or note["fault"])
-                self.failed = True
+            if "failed" in note:
+                self._refused = True
+                self._warn(note["failed"])
+            if "fault" in note:
+                self._warn(note["fault"])
             if "closed" in note:
                 self.closed_frames = int(note["closed"])
 
     def stop(self) -> None:
         """Fade out, let the take close, end every process; bounded in time."""
+        self._hear()
         self.send(Command("stop"))
-        self._wait("engine")
+        self._children.wait("engine", CLOSING_SECONDS)
         self.arena.records("recorder.orders").post(b"close")
-        self._wait("recorder")
-        self._hear_recorder()
-
-    def _wait(self, name: str) -> None:
-        process = self._processes.get(name)
-        if process is not None:
-            process.join(CLOSING_SECONDS)
+        self._children.wait("recorder", CLOSING_SECONDS)
+        self._hear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -483,15 +573,10 @@ class Live:
             self._take_down()
 
     def _take_down(self) -> None:
-        for name in self._processes:
-            if name.startswith("agent "):
-                self.arena.records(f"{name.removeprefix('agent ')}.requests").post(to_bytes({"stop": True}))
+        for name in self.names:
+            self.arena.records(f"{name}.requests").post(to_bytes({"stop": True}))
         if self._supervisor is not None:
             self._supervisor.stop()
-        for process in self._processes.values():
-            process.join(0.3)
-            if process.is_alive():
-                process.kill()
-                process.join(1.0)
+        self._children.end()
         self.arena.close()
         self.arena.unlink()

@@ -24,6 +24,7 @@ app = typer.Typer(
     help="A musical partner in real time: it listens, keeps the bar and answers on the downbeat.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 corpus_app = typer.Typer(help="Make and inspect corpora: recordings that agents re-order.", no_args_is_help=True)

@@ -194,8 +194,8 @@ def table(take: TakeReader, realtime_factor: float | None = None) -> Table:
 
     result = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,
+        show_edge=False,
         title=f"{take.folder.name}: {_length(take)}",
         title_justify="left",
         caption_justify="left",
@@ -205,7 +205,7 @@ def table(take: TakeReader, realtime_factor: float | None = None) -> Table:
         result.caption = f"Rendered {realtime_factor:.1f} times as fast as it sounds. {result.caption}"
     heads = ["agent", "bars", "spans", *map(str, _shown_rungs(take)), "rest", "margin\nmin ms", "\nmedian"]
     for head in (*heads, "units", "dis-\ntinct", "stret-\nched", "peak\ndBFS"):
-        result.add_column(head, justify="left" if head == "agent" else "right", no_wrap=head != "agent")
+        result.add_column(head, justify="left" if head == "agent" else "right", no_wrap=True)
     for part in summarise(take):
         result.add_row(*_row(take, part))
     return result

@@ -12,18 +12,21 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bridge.recorder import TakeWriter
-from realtime.buffers import Arena, ArenaHandle, AudioRing, Layout, record_layout
+from realtime.buffers import Arena, ArenaHandle, AudioRing, Layout, RecordRing, record_layout
 from realtime.engine import EngineConfig, Memory
 from realtime.messages import encode
 from realtime.protocols import Block
 
 CHUNK_FRAMES = 1 << 14
 TURN_SECONDS = 0.05
-NOTE_BYTES = 2048
+NOTE_BYTES = 16 * 1024
+ORPHAN_SECONDS = 2.0
+"""How long the engine has to fade out when the bridge is gone."""
 
 
 def take_header(config: EngineConfig, version: str, session: str) -> dict[str, object]:
@@ -68,18 +71,26 @@ class Tap:
 
     def __init__(self, take: TakeWriter, memory: Memory) -> None:
         self._take = take
-        self._done = 0
         self.lost_frames = 0
         self._ways: list[tuple[AudioRing, Callable[[Block], None]]] = [(memory.inputs, take.input)]
         for name, ring in memory.stems.items():
-            self._ways.append((ring, lambda block, name=name: take.stem(name, block)))  # type: ignore[misc]
+            self._ways.append((ring, partial(take.stem, name)))
         self._ways.append((memory.mix, take.mix))
         self._at = [0] * len(self._ways)
+        self._marks = list(self._at)
+
+    def mark(self) -> None:
+        """Settle how far the next :meth:`drain` goes: to here.
+
+        Whoever takes the log between the two has written down every decision before the sound that follows from
+        it, so that a kill at any moment leaves a take that can be replayed.
+        """
+        self._marks = [ring.written for ring, _ in self._ways]
 
     def drain(self, end: int | None = None) -> None:
-        """Take everything that is there, up to frame ``end`` where it is given."""
+        """Take everything up to the mark, and not beyond frame ``end`` where it is given."""
         for index, (ring, write) in enumerate(self._ways):
-            stop = ring.written if end is None else min(end, ring.written)
+            stop = self._marks[index] if end is None else min(end, self._marks[index])
             self.lost_frames += max(0, ring.written - ring.capacity - self._at[index])
             while self._at[index] < stop:
                 count = min(CHUNK_FRAMES, stop - self._at[index])
@@ -102,37 +113,67 @@ def recorder_layout() -> Layout:
 
 
 def run_recorder(handle: ArenaHandle, config: RecorderConfig) -> None:
-    """Be the recorder's process: copy until the engine has stopped, or the bridge says so or is gone; then close."""
+    """Be the recorder's process: copy until the engine has stopped, or the bridge says so or is gone; then close.
+
+    Decisions are written before the sound that follows from them. When the bridge has died, the engine is given
+    time to fade out first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
     arena = Arena.attach(handle)
-    notes, orders, log, place = (
-        arena.records("recorder.notes"),
-        arena.records("recorder.orders"),
-        arena.records("log"),
-        arena["place"],
-    )
+    notes, log = _Notes(arena.records("recorder.notes")), arena.records("log")
     try:
         take = new_take(Path(config.folder), config.engine, config.header)
     except ValueError as error:
-        notes.post(json.dumps({"failed": str(error)}).encode()[:NOTE_BYTES])
+        notes.tell(failed=str(error))
         return
     tap = Tap(take, Memory.shared(arena, config.engine))
-    notes.post(json.dumps({"recording": config.folder}).encode()[:NOTE_BYTES])
-    parent = multiprocessing.parent_process()
+    notes.tell(recording=config.folder)
     counters: dict[str, object] = {}
     told = False
-    while True:
-        ending = bool(place[3]) or orders.take() is not None or not (parent is None or parent.is_alive())
-        tap.drain()
+    ending = _Ending(arena)
+    last = False
+    while not last:
+        last = ending.due()  # looked at before copying: what was there by then is copied
+        tap.mark()
         while (record := log.take()) is not None:
             line = json.loads(record)
             take.log(line)
             if line.get("type") == "counters":
                 counters |= {key: value for key, value in line.items() if key not in ("type", "frame")}
+        tap.drain()
         if take.fault and not told:
-            told = notes.post(json.dumps({"fault": take.fault}).encode()[:NOTE_BYTES])
-        if ending:
-            break
-        time.sleep(TURN_SECONDS)
-    frames = take.close(int(place[0]), counters | {"recorder_lost_frames": tap.lost_frames})
-    notes.post(json.dumps({"closed": frames, "fault": take.fault}).encode()[:NOTE_BYTES])
+            told = notes.tell(fault=take.fault)
+        if not last:
+            time.sleep(TURN_SECONDS)
+    frames = take.close(int(arena["place"][0]), counters | {"recorder_lost_frames": tap.lost_frames})
+    notes.tell(closed=frames, **({"fault": take.fault} if take.fault and not told else {}))
+
+
+class _Notes:
+    """The recorder's way to the bridge."""
+
+    def __init__(self, records: RecordRing) -> None:
+        self._records = records
+
+    def tell(self, **note: object) -> bool:
+        """Post a note; a sentence too long for it is cut."""
+        cut = {key: value[: NOTE_BYTES // 4] if isinstance(value, str) else value for key, value in note.items()}
+        return self._records.post(json.dumps(cut, ensure_ascii=False).encode())
+
+
+class _Ending:
+    """Knows when a recording is over."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._place, self._orders = arena["place"], arena.records("recorder.orders")
+        self._parent = multiprocessing.parent_process()
+        self._orphaned = 0.0
+
+    def due(self) -> bool:
+        """Whether the engine has stopped, the bridge has said so, or it has been gone for a while."""
+        if self._place[3] or self._orders.take() is not None:
+            return True
+        if self._parent is None or self._parent.is_alive():
+            return False
+        self._orphaned = self._orphaned or time.monotonic()
+        return time.monotonic() - self._orphaned > ORPHAN_SECONDS

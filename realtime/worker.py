@@ -48,6 +48,8 @@ SLOTS = 8
 """Clips of one agent that may be alive at once: two asked for, two in the sounding span, the last good ones, two in
 a crossfade."""
 RECORD_BYTES = 64 * 1024
+TEXT_BYTES = 2048
+"""A sentence for the user. It goes to the bridge on a way of its own, as every queue has one reader."""
 HAND_OVER_SECONDS = 0.005
 """Added to every budget: the engine's wake interval on either side of the worker."""
 WARM_UP_RUNS = 200
@@ -270,6 +272,7 @@ def worker_layout(config: AgentConfig, spec: StreamSpec, longest_span_frames: in
     return {
         **record_layout(f"{config.name}.requests", 32, RECORD_BYTES),
         **record_layout(f"{config.name}.replies", 32, RECORD_BYTES),
+        **record_layout(f"{config.name}.text", 4, TEXT_BYTES),
         **status_layout(f"{config.name}.worker", _STATUS),
         f"{config.name}.clips": (np.dtype("f4"), (SLOTS, frames, config.channels)),
     }
@@ -381,7 +384,7 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
         budget_seconds, runs = warm_up(config)
         runner = AgentRunner(build_agent(config.agent), config.agent, config.spec, heard)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a user's corpus or model, it is told in words
-        replies.post(to_bytes({"failed": f"agent {name!r}: {error}"}))
+        arena.records(f"{name}.text").post(f"agent {name!r}: {error}".encode()[:TEXT_BYTES])
         status.publish(state=STATE_FAILED)
         return
     gc.collect()

@@ -160,6 +160,35 @@ def test_a_run_has_no_seam(folders: dict[str, Path]) -> None:
     assert np.array_equal(clip.audio, source[96000 - 480 : 192000])
 
 
+def test_a_run_of_another_rate_is_one_read(folders: dict[str, Path]) -> None:
+    agent = agent_of(folders["rate"])
+    pieces = tuple(Piece("other.wav", k * 22050, 22050, (k - 4) * 24000, 24000, k) for k in range(4, 8))
+    clip = agent.realise(asked(agent), Origin("corpus", pieces=pieces))
+    assert np.array_equal(clip.audio, agent.corpus.read(0, 4 * 22050, 480, 96000, RATE))
+
+
+def test_where_rounding_differs_by_a_frame_the_click_wins_over_the_seam(tmp_path: Path) -> None:
+    """A beat of 130 bpm is 22153.846 frames: units and slots are rounded at other places once a bar has passed."""
+    tempo_map = TempoMap.steady(RATE, 130)
+    beats = [tempo_map.frame_at(Fraction(k)) for k in range(64)]
+    soundfiles.write(tmp_path / "c.wav", clicks(beats[-1] + 20000, beats[:-1]), RATE, "FLOAT")
+    corpus.build([tmp_path / "c.wav"], tmp_path / "out", bpm=130, labels=2)
+    agent = agent_of(tmp_path / "out", max_continuity=64)
+    drifts = set()
+    for first in range(0, 40, 3):
+        units = range(first, first + 12)
+        slots = beats[:13]
+        pieces = tuple(
+            Piece("c.wav", beats[u], 22154, a, b - a, u) for u, a, b in zip(units, slots, slots[1:], strict=False)
+        )
+        drifts |= {beats[u] - beats[first] - slot for u, slot in zip(units, slots, strict=False)}
+        span = Span(0, Fraction(0), Fraction(12))
+        clip = agent.realise(request_for(tempo_map, span), Origin("corpus", pieces=pieces))
+        before_the_next_join = clip.audio[480:-480, 0]  # whose last frame may be the next attack's first
+        assert np.flatnonzero(before_the_next_join > 0.8).tolist() == slots[:12]
+    assert drifts >= {0, 1}
+
+
 def test_an_unstretched_unit_of_another_rate_is_found_at_its_frame(folders: dict[str, Path]) -> None:
     agent = agent_of(folders["rate"])
     source, rate = soundfiles.read(folders["rate"] / "audio/other.wav")
@@ -205,7 +234,9 @@ def test_every_click_is_on_its_beat(
         near = level[max(0, start - 300) : end - 300]
         assert int(near.argmax()) == min(start, 300)
         assert near.max() > 0.5
-        assert np.delete(near, np.arange(min(start, 300) - 100, min(start, 300) + 100)).max() < 0.05  # a resampled click rings
+        assert (
+            np.delete(near, np.arange(min(start, 300) - 100, min(start, 300) + 100)).max() < 0.05
+        )  # a resampled click rings
 
 
 def test_a_corpus_by_onsets_fills_the_bar_by_quarter_beats(folders: dict[str, Path]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from fakes import FakeHeard, bar_span, perform, request_for
 
 from realtime.agents.echo import EchoAgent
+from realtime.buffers import crossfade
 from realtime.clock import Meter, TempoMap
 from realtime.protocols import Block, Clip, Origin, Piece, Span, StreamSpec
 
@@ -46,6 +47,8 @@ def test_what_was_not_heard_yet_comes_from_the_bar_before() -> None:
     sound = clip.audio[480:]
     assert np.array_equal(sound[: 86000 - 480], NOISE[96000 : 182000 - 480])
     assert np.array_equal(sound[86000:], NOISE[86000:96000])
+    joined = crossfade(NOISE[182000 - 480 : 182000], NOISE[86000 - 480 : 86000])
+    assert np.array_equal(sound[86000 - 480 : 86000], joined)
 
 
 def test_it_uses_nothing_past_the_context() -> None:

@@ -55,8 +55,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], subproce
 
     yield start
     for process in started:
-        process.kill()
-        process.wait()
+        process.terminate()  # kindly: it clears its shared memory away
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class Clicks:

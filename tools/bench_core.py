@@ -270,6 +270,7 @@ def render_material(
 def units_elsewhere(take: Path, samplerate: int) -> tuple[int, int]:
     """Correlate each unstretched unit's source with the stem; return how many peak elsewhere, and of how many."""
     from bridge.recorder import TakeReader
+    from realtime.buffers import join_frames
     from realtime.corpus import load
     from realtime.soundfiles import read
 
@@ -282,15 +283,17 @@ def units_elsewhere(take: Path, samplerate: int) -> tuple[int, int]:
         reply = replies.get((span.bar, span.beat, span.attempt)) if span.rung in (1, 2) else None
         for piece in reply.origin.pieces if reply is not None and reply.origin is not None else ():
             start = span.start + piece.at
-            frames = min(piece.frames, 8192)
-            if piece.stretched or start - 200 < 0 or start + frames + 200 > len(stem):
+            frames = min(piece.frames - join_frames(samplerate), 8192)  # the end is the next unit's crossfade
+            if piece.stretched or frames < 1000 or start - 200 < 0 or start + frames + 200 > len(stem):
                 continue
             source = corpus.read(corpus.index_of(piece.source), piece.source_frame, 0, frames, samplerate)
             sound = source.mean(axis=1).astype(np.float64)
             if np.sqrt(np.mean(sound**2)) < 1e-3:
                 continue  # nothing there to find
             window = stem[start - 200 : start + frames + 200]
-            lag = int(np.argmax(np.correlate(window, sound, "valid"))) - 200
+            energy = np.convolve(window**2, np.ones(frames), "valid")
+            likeness = np.correlate(window, sound, "valid") / np.sqrt(np.maximum(energy, 1e-12))
+            lag = int(np.argmax(likeness)) - 200
             wrong, found = wrong + (lag != 0), found + 1
     return wrong, found
 
