@@ -6,9 +6,10 @@ exit code is 2. What is needed by one command only is imported there: `sideman -
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,41 +17,121 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bridge.app import Live, Rendered
+    from rich.console import Console
+
+    from bridge.app import Live, Rendered, Status
     from bridge.session import Session
 
 app = typer.Typer(
     name="sideman",
     help="A musical partner in real time: it listens, keeps the bar and answers on the downbeat.",
+    epilog="Start with `sideman demo`, then `sideman corpus build` with recordings of your own, `sideman session new`, "
+    "and `sideman play`.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: it takes a third of the time
 )
-corpus_app = typer.Typer(help="Make and inspect corpora: recordings that agents re-order.", no_args_is_help=True)
-session_app = typer.Typer(help="Write session files.", no_args_is_help=True)
+corpus_app = typer.Typer(
+    help="Make a corpus, recordings that agents re-order, or look into one.", no_args_is_help=True
+)
+session_app = typer.Typer(help="Write a session file to start from.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(session_app, name="session")
 
-Bpm = Annotated[str | None, typer.Option("--bpm", help="Tempo in quarter notes per minute: 128, 92.5 or 240/7.")]
-MeterOption = Annotated[str | None, typer.Option("--meter", help="Meter: 4/4, 3/4, 7/8.")]
-Downbeat = Annotated[float | None, typer.Option("--downbeat", help="Seconds from the start to the first downbeat.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Every chance is drawn from it.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the take; one that holds a take is refused.")]
+SessionFile = Annotated[Path, typer.Argument(metavar="SESSION", help="The session: a session.toml.")]
+Bpm = Annotated[
+    str | None,
+    typer.Option("--bpm", metavar="BPM", help="Tempo in quarter notes per minute, such as 128, 92.5 or 240/7."),
+]
+MeterOption = Annotated[
+    str | None, typer.Option("--meter", metavar="METER", help="Time signature, such as 4/4, 3/4 or 7/8.")
+]
+Downbeat = Annotated[
+    float | None,
+    typer.Option(
+        "--downbeat", metavar="SECONDS", help="Where the first downbeat is, from the start of the recording."
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="NUMBER", help="Another number, other choices; the same, the same again."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="NAME", help="Part of the sound device's name (see `sideman devices`); null for none."
+    ),
+]
+Lead = Annotated[
+    int,
+    typer.Option(
+        "--lead",
+        metavar="FRAMES",
+        min=0,
+        max=65536,
+        help="How far ahead to mix; 0 measures this machine and chooses.",
+    ),
+]
+Seconds = Annotated[
+    float, typer.Option("--seconds", metavar="SECONDS", min=0, help="Stop after so long; 0 plays until Ctrl-C.")
+]
 
 MISUSED, INTERRUPTED = 2, 130
+STATUS_SECONDS = 60.0
+"""How often a session that plays says where it is, where there is no terminal to show it all the time."""
 
 
-def run() -> None:
+def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake ends in one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold anything
+    for name in ("SIGTERM", "SIGHUP"):  # being told to go, or the terminal being closed, is a Ctrl-C
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
-        app()
+        app(arguments)
+    except OSError as problem:
+        _refuse(_disk_words(problem))
+    except MemoryError:
+        _refuse("there is not enough memory for this; close other programs, or give shorter material")
     except ValueError as mistake:
-        sys.stderr.write(f"sideman: {mistake}\n")
-        sys.exit(MISUSED)
+        _refuse(str(mistake))
     except KeyboardInterrupt:
-        sys.stderr.write("sideman: stopped\n")
         sys.exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _refuse(sentence: str) -> None:
+    complain(sentence)
+    sys.exit(MISUSED)
+
+
+_SLIPS = {  # by the name of the error: not every system has every number
+    "ENOSPC": "the disk is full; make room, or choose a folder on another disk",
+    "EDQUOT": "the disk quota is used up; make room, or choose a folder on another disk",
+    "EFBIG": "it may not grow further (a limit of this disk or of ulimit -f); choose a folder on another disk",
+    "EROFS": "its disk is read-only; choose a folder on another disk",
+    "EACCES": "that is not permitted; choose a place where you may read and write",
+    "EPERM": "that is not permitted; choose a place where you may read and write",
+    "ENAMETOOLONG": "its name is too long; choose a shorter one",
+    "ENOTDIR": "a file stands where a folder is needed; is the path right?",
+    "EISDIR": "it is a folder, but a file is needed; is the path right?",
+    "EEXIST": "it exists already; choose another name",
+    "EMFILE": "too many files are open; raise `ulimit -n`",
+}
+
+
+def _disk_words(problem: OSError) -> str:
+    """Say in one sentence what the system refused, of which file, and what helps."""
+    import errno
+
+    reason = _SLIPS.get(errno.errorcode.get(problem.errno or 0, ""), problem.strerror or str(problem))
+    return f"{problem.filename}: {reason}" if problem.filename else reason
 
 
 # Making takes
@@ -58,34 +139,65 @@ def run() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the take.")] = None,
-    play: Annotated[bool, typer.Option(help="Play the mix where there is a device.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the take; demo-take if not given.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Play with the built-in band yourself, on a sound device.")
+    ] = False,
+    play: Annotated[
+        bool, typer.Option("--play/--no-play", help="Let the mix be heard where there is a device.")
+    ] = True,
+    device: DeviceOption = None,
+    lead: Lead = 0,
+    seconds: Seconds = 0.0,
 ) -> None:
-    """Render the built-in performance with its band, draw it, and play it where a device exists."""
+    """Render the built-in performance with its band, draw it and play it; --live: you are the performer.
+
+    The folder is left with a stem for each instrument, the mix, a picture of who played what and when, and a report.
+    """
     from bridge.demo import demo_session
 
     folder = out or free_folder(Path("demo-take"))
     with bar("building the corpora") as progress:
-        session, player = demo_session(folder / "corpora", lambda share, what: progress(round(1000 * share), 1000))
-    rendered = _render(session, player, folder)
-    _report(rendered)
+        session, player = demo_session(
+            folder / "corpora",
+            lambda share, what: progress(round(1000 * share), 1000),
+            "live.toml" if live else "session.toml",
+        )
+    if live:
+        _play(_on_device(session, device), folder, lead, seconds)
+        return
+    _report(_render(session, player, folder))
     if play:
         _play_mix(folder)
 
 
 @app.command()
 def render(
-    session: Annotated[Path, typer.Argument(help="session.toml")],
-    source: Annotated[Path, typer.Option("--input", help="What the player plays: WAV, FLAC, AIFF, OGG or MP3.")],
-    out: Out,
+    session: SessionFile,
+    source: Annotated[
+        Path,
+        typer.Option("--input", metavar="FILE", help="The recording to play with: WAV, FLAC, AIFF, OGG or MP3."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for the take; nothing in it is overwritten.")
+    ],
     bpm: Bpm = None,
     meter: MeterOption = None,
     downbeat: Downbeat = None,
     seed: Seed = None,
-    blocksize: Annotated[int, typer.Option(help="Frames at a time; the result does not depend on it.")] = 1024,
-    report: Annotated[bool, typer.Option(help="Draw the arrangement and write the report.")] = True,
+    blocksize: Annotated[
+        int, typer.Option(metavar="FRAMES", help="Frames computed at a time; the sound does not depend on it.")
+    ] = 1024,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Draw the arrangement and write a report.")
+    ] = True,
 ) -> None:
-    """Play a session against a recording, exactly as it would be played live, and write the stems."""
+    """Play a session with a recording as the player, exactly as it would be played live.
+
+    Each agent's stem is as long as the recording, and starts with it.
+    """
     if not 1 <= blocksize <= 8192:
         raise ValueError(f"--blocksize {blocksize}: a block has 1 to 8192 frames; 1024 is a good size for files")
     _report(_render(_session(session, bpm, meter, downbeat, seed), source, out, blocksize), draw=report)
@@ -93,12 +205,16 @@ def render(
 
 @app.command()
 def replay(
-    take: Annotated[Path, typer.Argument(help="Folder of a take.")],
+    take: Annotated[Path, typer.Argument(metavar="TAKE", help="Folder of a take.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the new take; TAKE/replay if not given.")
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Folder for the new take; TAKE/replay if not given."),
     ] = None,
 ) -> None:
-    """Play a take again from its input and its log; its stems are not read, and come out bit for bit."""
+    """Make the sound of a take again from its input and its log, bit for bit.
+
+    The old stems are not read for it, only compared in the end. The corpora must be where they were.
+    """
     from bridge.app import replay as replay_take
     from bridge.app import verdicts
     from bridge.recorder import TakeReader
@@ -106,43 +222,32 @@ def replay(
     folder = out or free_folder(take / "replay")
     with bar("replaying") as progress:
         rendered = replay_take(take, folder, progress=progress)
-    for name, verdict in verdicts(TakeReader(take), TakeReader(folder)).items():
-        say(f"  {name}: {verdict}")
+    if not rendered.interrupted:
+        for name, verdict in verdicts(TakeReader(take), TakeReader(folder)).items():
+            say(f"  {name}: {verdict}")
     say(f"{folder}: {rendered.realtime_factor:.0f} x real time")
+    _tell_faults(folder)
     _end(rendered)
 
 
 @app.command()
 def play(
-    session: Annotated[Path, typer.Argument(help="session.toml")],
+    session: SessionFile,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the take; in the session's folder if not given.")
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Folder for the take; one named by date and time if not given."),
     ] = None,
     bpm: Bpm = None,
     meter: MeterOption = None,
     downbeat: Downbeat = None,
     seed: Seed = None,
-    lead: Annotated[int, typer.Option(help="Frames mixed ahead; 0 chooses.")] = 0,
-    seconds: Annotated[float, typer.Option(help="Stop after so long; 0 plays until Ctrl-C.")] = 0.0,
+    device: DeviceOption = None,
+    lead: Lead = 0,
+    seconds: Seconds = 0.0,
 ) -> None:
-    """Play live: listen, keep the bar, answer; Ctrl-C ends and keeps the take."""
-    from bridge.app import Live
-
-    played = _session(session, bpm, meter, downbeat, seed)
-    folder = _take_folder(played, out)
-    live = Live(played, folder, say, lead=lead)
-    spec = live.config.spec
-    rights = "with realtime rights" if live.realtime else "without realtime rights"
-    say(f"{played.session.name}: {spec.samplerate} Hz, blocks of {spec.blocksize}, lead {spec.lead} frames, {rights}")
-    with live:
-        try:
-            _follow(live, seconds)
-        except KeyboardInterrupt:
-            say("ending; the take is being closed")
-    if folder is not None and live.closed_frames is not None:
-        say(f"{folder}: {live.closed_frames / spec.samplerate:.1f} s kept")
-    if live.failed:
-        raise typer.Exit(MISUSED)
+    """Play live: sideman listens, keeps the bar and answers. Ctrl-C ends, and keeps the take."""
+    played = _on_device(_session(session, bpm, meter, downbeat, seed), device)
+    _play(played, _take_folder(played, out), lead, seconds)
 
 
 # Looking around
@@ -150,7 +255,7 @@ def play(
 
 @app.command()
 def devices() -> None:
-    """List the sound devices."""
+    """List the sound devices that a session can name."""
     from realtime.io import list_devices
 
     found = list_devices()
@@ -162,10 +267,14 @@ def devices() -> None:
 
 @app.command()
 def models(
-    folder: Annotated[Path | None, typer.Argument(help="One model's folder.")] = None,
-    provider: Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt.")] = "auto",
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="One model's folder; all built-in ones if not given.")
+    ] = None,
+    provider: Annotated[
+        str, typer.Option(metavar="NAME", help="What to run them on: auto, cpu, cuda or tensorrt.")
+    ] = "auto",
 ) -> None:
-    """Check the models: card, signature, golden run, and what they would run on."""
+    """Check the neural models: run each once, compare with what it should give, and say what it runs on."""
     from bridge.session import MODELS
     from realtime.inference import Model
 
@@ -180,17 +289,31 @@ def models(
 
 @corpus_app.command("build")
 def corpus_build(
-    files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, AIFF, OGG or MP3.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the corpus.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Recordings: WAV, FLAC, AIFF, OGG or MP3.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the corpus.")],
     bpm: Bpm = None,
     meter: MeterOption = None,
-    downbeat: Annotated[float, typer.Option("--downbeat", help="Seconds to the first downbeat of each file.")] = 0.0,
-    units: Annotated[str, typer.Option(help="beat, onset, or auto: by the beat where --bpm is given.")] = "auto",
-    labels: Annotated[int, typer.Option(help="How many labels units are sorted into.")] = 16,
-    name: Annotated[str, typer.Option(help="Name of the corpus.")] = "",
-    licence: Annotated[str, typer.Option(help="What the material may be used for.")] = "unknown",
+    downbeat: Annotated[
+        float,
+        typer.Option(
+            "--downbeat", metavar="SECONDS", help="Where the first downbeat is, from the start of each file."
+        ),
+    ] = 0.0,
+    units: Annotated[
+        str,
+        typer.Option(metavar="KIND", help="Cut by the beat, at each onset, or auto: by the beat if --bpm is given."),
+    ] = "auto",
+    labels: Annotated[
+        int, typer.Option(metavar="NUMBER", help="How many kinds of sound the units are sorted into.")
+    ] = 16,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the corpus; that of its folder if not given.")
+    ] = "",
+    licence: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the material may be used for, in your words.")
+    ] = "unknown",
 ) -> None:
-    """Cut recordings into units and describe them, so that an agent can play them in a new order."""
+    """Cut recordings into short units and describe how each sounds, so that an agent can re-order them."""
     from realtime.clock import Meter
     from realtime.corpus import build
 
@@ -211,8 +334,10 @@ def corpus_build(
 
 
 @corpus_app.command("info")
-def corpus_info(folder: Annotated[Path, typer.Argument(help="Folder of a corpus.")]) -> None:
-    """Say what is in a corpus, and check that its recordings are as they were."""
+def corpus_info(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a corpus.")],
+) -> None:
+    """Say what is in a corpus, and check that its recordings are as they were when it was built."""
     from realtime.corpus import load
 
     corpus = load(folder)
@@ -222,17 +347,21 @@ def corpus_info(folder: Annotated[Path, typer.Argument(help="Folder of a corpus.
     say(f"  licence: {corpus.licence}; labels: {len(set(corpus.labels.tolist()))}; digest {corpus.digest[:12]}")
     for source in corpus.sources:
         seconds = source.frames / source.samplerate
-        say(f"  {source.file}: {seconds:.1f} s, {source.samplerate} Hz, {source.channels} channels")
+        say(f"  {source.file}: {seconds:.1f} s, {source.samplerate} Hz, {_count(source.channels, 'channel')}")
 
 
 @session_app.command("new")
 def session_new(
-    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("session.toml"),
-    corpus: Annotated[list[Path] | None, typer.Option(help="A corpus; one agent for each.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="File to write; session.toml if not given.")] = Path(
+        "session.toml"
+    ),
+    corpus: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="A corpus to play with; once for each agent.")
+    ] = None,
     bpm: Bpm = None,
     meter: MeterOption = None,
 ) -> None:
-    """Write an annotated session.toml to start from."""
+    """Write a session.toml to start from, with a note beside every key."""
     import os
 
     from bridge.session import AgentTable, Session
@@ -246,7 +375,9 @@ def session_new(
         relative = os.path.relpath(folder.resolve(), path.resolve().parent)
         agents.append(AgentTable(name=folder.resolve().name, kind="corpus", corpus=relative))
     grid = {key: value for key, value in (("bpm", bpm), ("meter", meter)) if value}
-    path.write_text(Session.template(agents, **grid), encoding="utf-8")
+    text = Session.template(agents, **grid)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     say(f"{path}: edit it, then `sideman play {path}`, or `sideman render {path} --input FILE --out FOLDER`")
 
 
@@ -259,7 +390,7 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(subprocess.run([sys.executable, str(tool), *context.args], check=False).returncode)
 
 
-# Helpers
+# Saying things
 
 
 def say(text: str) -> None:
@@ -268,13 +399,19 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def complain(sentence: str) -> None:
+    """Print one sentence about what is wrong, on one line of the error output."""
+    sys.stderr.write(f"sideman: {' '.join(sentence.split())}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal; nothing where there is none, or before a second has passed."""
+    """Show a progress bar on a terminal; nothing where there is none, or before half a second has passed."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console, begin = Console(stderr=True), time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None, visible=False)
@@ -283,6 +420,20 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total, visible=time.monotonic() - begin > 0.5)
 
         yield update
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _wide(console: Console) -> Console:
+    """Return a console wide enough for a table where nobody has set a width: a file, a pipe."""
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
+    return console
+
+
+# Doing things
 
 
 def free_folder(folder: Path) -> Path:
@@ -296,7 +447,20 @@ def free_folder(folder: Path) -> Path:
 def _session(path: Path, bpm: str | None, meter: str | None, downbeat: float | None, seed: int | None) -> Session:
     from bridge.session import Session, override
 
-    return override(Session.load(path), bpm=bpm, meter=meter, downbeat_seconds=downbeat, seed=seed)
+    session = override(Session.load(path), bpm=bpm, meter=meter, downbeat_seconds=downbeat, seed=seed)
+    missing = [agent.corpus for agent in session.agents if agent.corpus and not session.locate(agent.corpus).is_dir()]
+    if missing and path.resolve().parent == Path(__file__).resolve().parent / "demo":
+        raise ValueError(
+            f"{path}: its corpora (the first is {missing[0]}) are not built where it lies; `sideman demo` builds and "
+            "renders them, `sideman demo --live` plays with them"
+        )
+    return session
+
+
+def _on_device(session: Session, device: str | None) -> Session:
+    if device is None:
+        return session
+    return session.model_copy(update={"stream": session.stream.model_copy(update={"device": device})})
 
 
 def _take_folder(session: Session, out: Path | None) -> Path | None:
@@ -314,25 +478,44 @@ def _render(session: Session, source: Path, out: Path, blocksize: int = 1024) ->
 
 
 def _report(rendered: Rendered, draw: bool = True) -> None:
+    """Print the table of a take, draw it, and say where everything is."""
+    _show(rendered.folder, rendered.realtime_factor, draw)
+    _tell_faults(rendered.folder)
+    _end(rendered)
+
+
+def _show(folder: Path, realtime_factor: float | None, draw: bool) -> None:
     from rich.console import Console
 
     from bridge import report
     from bridge.recorder import TakeReader
 
-    take = TakeReader(rendered.folder)
-    Console().print(report.table(take, rendered.realtime_factor))
+    take = TakeReader(folder)
+    _wide(Console()).print(report.table(take, realtime_factor))
+    where = f"stems in {folder / 'stems'}"
     if draw:
-        with bar("drawing"):
-            picture, _ = report.write(take, rendered.realtime_factor)
-        say(f"stems in {rendered.folder / 'stems'}, picture in {picture}")
-    _end(rendered)
+        with bar("drawing") as progress:
+            progress(0, 1)
+            picture, _ = report.write(take, realtime_factor)
+        where += f", picture in {picture}"
+    say(where)
+
+
+def _tell_faults(folder: Path) -> None:
+    """Say what agents failed at: their stems went down the ladder, and whoever listens should know why."""
+    from bridge.recorder import TakeReader
+
+    faults = [reply for reply in TakeReader(folder).replies if reply.fault and reply.fault != "superseded"]
+    for name in sorted({reply.agent for reply in faults}):
+        own = [reply for reply in faults if reply.agent == name]
+        complain(f"agent {name!r} failed {_count(len(own), 'time')}, first in bar {own[0].bar + 1}: {own[0].fault}")
 
 
 def _end(rendered: Rendered) -> None:
     if rendered.fault:
         raise ValueError(rendered.fault)
     if rendered.interrupted:
-        say(f"stopped; {rendered.frames / rendered.samplerate:.1f} s are kept in {rendered.folder}")
+        complain(f"stopped; {rendered.frames / rendered.samplerate:.1f} s are kept in {rendered.folder}")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -341,7 +524,7 @@ def _play_mix(folder: Path) -> None:
     from realtime.soundfiles import read
 
     try:
-        if not list_devices():
+        if not any(device.outputs for device in list_devices()):
             return
         say("playing the mix; Ctrl-C stops")
         play_sound(*read(folder / "mix.wav"))
@@ -351,31 +534,128 @@ def _play_mix(folder: Path) -> None:
         return
 
 
+# Playing live
+
+
+def _play(session: Session, folder: Path | None, lead: int, seconds: float) -> None:
+    """Play until Ctrl-C; then close the take and show it."""
+    from bridge.app import Live
+
+    live = Live(session, folder, say, lead=lead, warn=complain)
+    spec = live.config.spec
+    rights = "with realtime rights" if live.realtime else "without realtime rights"
+    say(
+        f"{session.session.name}: {spec.samplerate} Hz, blocks of {spec.blocksize}, lead {spec.lead} frames, {rights}"
+    )
+    with live:
+        try:
+            _follow(live, seconds)
+        except KeyboardInterrupt:
+            pass
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # closing the take is quick, and not to be cut off
+    signal.signal(signal.SIGINT, heard)
+    if folder is not None and live.closed_frames is not None:
+        say(f"{folder}: {live.closed_frames / spec.samplerate:.1f} s kept")
+        _show(folder, None, draw=live.closed_frames > 0)
+    if live.failed:
+        raise typer.Exit(MISUSED)
+
+
 def _follow(live: Live, seconds: float) -> None:
-    """Watch a session until it ends: one line a second on a terminal, one a minute in a log."""
+    """Watch a session until it ends: all the time on a terminal, a line a minute in a log."""
     from rich.console import Console
     from rich.live import Live as Screen
 
     console, begin = Console(), time.monotonic()
-    with Screen(console=console, refresh_per_second=8, transient=True) as screen:
+    view, spoken = _View(live), begin
+    with Screen(console=console, auto_refresh=False, transient=True) as screen:
         while live.poll():
-            if seconds and time.monotonic() - begin > seconds:
+            now = time.monotonic()
+            if seconds and now - begin > seconds:
                 return
             if console.is_terminal:
-                screen.update(_status_line(live))
+                screen.update(view.table(live.status()), refresh=True)
+            elif now - spoken > STATUS_SECONDS:
+                spoken = now
+                say(view.line(live.status()))
             time.sleep(0.1)
 
 
-def _status_line(live: Live) -> Any:
-    status = live.status()
-    where = f"bar {status.bar + 1} beat {status.beat + 1}" if status.bar >= 0 else f"count-in {-status.bar}"
-    agents = "   ".join(
-        f"{name}: {'loading' if not status.armed[name] else _rung_word(row[6])}" for name, row in status.rungs.items()
-    )
-    xruns = status.device["xruns"] + status.stream["underruns"]
-    return f"{where}   {agents}   xruns {xruns}"
+class _View:
+    """What is shown of a session that plays."""
 
+    _METER_CELLS, _FLOOR_DB, _FALL_DB = 24, -48.0, 3.0  # a meter's width, its left end, how fast it falls per look
+    _RUNGS = ("rest", "final", "early", "corpus", "repeat", "silent")
+    _WORDS = {-1: "waits", 0: "rests", 1: "plays", 2: "plays", 3: "goes on", 4: "repeats", 5: "silent"}
 
-def _rung_word(rung: int) -> str:
-    words = {-1: "waiting", 0: "rests", 1: "plays", 2: "plays (early)", 4: "repeats", 5: "silent"}
-    return words.get(rung, f"rung {rung}")
+    def __init__(self, live: Live) -> None:
+        self._spec = live.config.spec
+        self._name = live.session.session.name
+        self._map = live.config.tempo_map
+        self._held = dict.fromkeys(live.names, self._FLOOR_DB)
+
+    def line(self, status: Status) -> str:
+        """Return the place, each agent's state and the counters, in a line."""
+        agents = ", ".join(f"{name} {self._word(status, name)}" for name in status.rungs)
+        return f"{self._place(status)}; {agents}; {self._counters(status)}"
+
+    def table(self, status: Status) -> Any:
+        """Return the same with a row an agent: state, spans by rung, level."""
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+        table.add_column("agent")
+        table.add_column("now", min_width=8)
+        for name in self._shown():
+            table.add_column(self._RUNGS[name], justify="right")
+        table.add_column("level", min_width=self._METER_CELLS)
+        table.add_column("dB", justify="right", min_width=5)
+        for name, row in status.rungs.items():
+            level = self._level_db(name, status.peaks[name])
+            shown = [str(row[rung]) for rung in self._shown()]
+            decibels = f"{level:.0f}" if level > self._FLOOR_DB else "-"
+            table.add_row(Text(name), self._word(status, name), *shown, self._meter(level), decibels)
+        head = Text.assemble((f"{self._name}  ", "bold"), f"{self._place(status)}  {self._dots(status)}")
+        return Group(head, table, Text(f"{self._counters(status)}   Ctrl-C ends", style="dim"))
+
+    def _shown(self) -> tuple[int, ...]:
+        return (1, 2, 4, 5, 0)
+
+    def _place(self, status: Status) -> str:
+        seconds = status.frame // self._spec.samplerate
+        clock = f"{seconds // 60}:{seconds % 60:02d}"
+        if status.bar < 0:
+            return f"{clock}  count-in, beat {status.beat + 1}"
+        return f"{clock}  bar {status.bar + 1}, beat {status.beat + 1}"
+
+    def _dots(self, status: Status) -> str:
+        beats = -(-self._map.bar_beats(status.bar) // 1)
+        return " ".join("\u25cf" if beat == status.beat else "\u25cb" for beat in range(min(16, int(beats))))
+
+    def _word(self, status: Status, name: str) -> str:
+        row, state = status.rungs[name], status.states[name]
+        if state != "armed":
+            return state
+        return self._WORDS.get(row[6], f"rung {row[6]}")
+
+    def _counters(self, status: Status) -> str:
+        xruns = status.device["xruns"] + status.stream["underruns"]
+        faults = sum(row[7] for row in status.rungs.values())
+        return (
+            f"lead {self._spec.lead}   xruns {xruns}   late frames {status.stream['late_frames']}   faults {faults}"
+        )
+
+    def _level_db(self, name: str, peak: float) -> float:
+        """Return a level that rises at once and falls slowly, so that an eye can follow it."""
+        import math
+
+        level = max(self._FLOOR_DB, 20 * math.log10(peak)) if peak > 0 else self._FLOOR_DB
+        self._held[name] = max(level, self._held[name] - self._FALL_DB)
+        return max(self._held[name], self._FLOOR_DB)
+
+    def _meter(self, level_db: float) -> str:
+        cells = round(self._METER_CELLS * min(1.0, 1 - level_db / self._FLOOR_DB))
+        return "\u2588" * cells + "\u2591" * (self._METER_CELLS - cells)

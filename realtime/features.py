@@ -199,18 +199,19 @@ class FeatureStream:
 
     def _chroma_rows(self, heard: npt.NDArray[np.float32], hops: int) -> npt.NDArray[np.float32]:
         """Return (hops, 12): new on every hop whose number divides by CHROMA_HOPS, else the one before."""
-        skip = -self._hop % CHROMA_HOPS
-        since = np.arange(self._hop, self._hop + hops) // CHROMA_HOPS - (self._hop - 1) // CHROMA_HOPS
+        first, skip = self._hop, -self._hop % CHROMA_HOPS
         self._hop += hops
-        if skip < hops:
-            windows = _windows(heard, self.window_frames, hops)[skip::CHROMA_HOPS]
-            chroma = self._to_chroma.apply(np.sqrt(_power(windows * self._long)))
-            total = np.add.reduce(chroma, axis=1, keepdims=True)
-            chroma = np.where(total > 1e-4, chroma / np.maximum(total, np.float32(1e-4)), np.float32(0))
-            self._chroma = np.concatenate((self._chroma, chroma))
-        found = self._chroma[since]
-        self._chroma = self._chroma[-1:]
-        return found
+        if skip >= hops:
+            return self._chroma
+        windows = _windows(heard, self.window_frames, hops)[skip::CHROMA_HOPS]
+        chroma = self._to_chroma.apply(np.sqrt(_power(windows * self._long)))
+        total = np.add.reduce(chroma, axis=1, keepdims=True)
+        chroma = np.where(total > 1e-4, chroma / np.maximum(total, np.float32(1e-4)), np.float32(0))
+        before, self._chroma = self._chroma, chroma[-1:]
+        if hops == 1:
+            return chroma
+        since = np.arange(first, first + hops) // CHROMA_HOPS - (first - 1) // CHROMA_HOPS
+        return np.concatenate((before, chroma))[since]
 
 
 def _windows(heard: npt.NDArray[np.float32], frames: int, hops: int) -> npt.NDArray[np.float32]:

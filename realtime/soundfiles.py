@@ -150,7 +150,8 @@ def _open(path: Path) -> Any:
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).rstrip(".")
         raise ValueError(
-            f"{path} cannot be read as sound ({reason}); {_ALLOWED}; is it damaged, or another kind of file with this name?"
+            f"{path} cannot be read as sound ({reason}); {_ALLOWED}; "
+            "is it damaged, or another kind of file with this name?"
         ) from None
 
 
