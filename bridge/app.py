@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,6 +41,7 @@ from realtime.worker import (
 
 if TYPE_CHECKING:
     from bridge.recorder import TakeReader
+    from realtime.buffers import Layout
     from realtime.scheduler import Timing
 
 OFFLINE_LEAD = 1024
@@ -396,6 +399,18 @@ class Status:
     stream: dict[str, Any]
 
 
+def _check_room(layout: Layout) -> None:
+    """Refuse what does not fit: Linux would give the memory, and end whoever touches it."""
+    need = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free if shared.is_dir() else need
+    if free < need:
+        raise ValueError(
+            f"{shared}: {free / 1e6:.0f} MB of shared memory are free, this session needs {need / 1e6:.0f} MB; make it "
+            "larger (in a container: --shm-size=1g), or play with fewer agents and channels"
+        )
+
+
 _STATES = {STATE_LOADING: "loading", STATE_ARMED: "armed", STATE_FAILED: "failed"}
 
 
@@ -453,6 +468,7 @@ class Live:
         from realtime.engine import engine_layout
 
         layout = {**engine_layout(self.config), **io.layout(self.config.spec), **recorder_layout()}
+        _check_room(layout)
         self.arena = Arena.create(layout)
         self._supervisor: Any = None
         self._children = Children(self.arena.handle.name)

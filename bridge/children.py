@@ -35,10 +35,12 @@ class Children:
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[str, SpawnProcess] = {}
         self._left = [memory]
+        self._semaphores: list[Semaphore] = []  # a child finds one by name, so it must not be collected before
 
     def semaphore(self) -> Semaphore:
         """Return a wake-up for children that are spawned later."""
         semaphore = self._context.Semaphore(0)
+        self._semaphores.append(semaphore)
         self._left.append("sem." + str(semaphore._semlock.name).lstrip("/"))  # type: ignore[attr-defined]
         return semaphore
 

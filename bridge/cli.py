@@ -10,23 +10,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bridge.app import Live, Rendered, Status
+    from bridge.app import Live, Rendered
     from bridge.session import Session
 
 app = typer.Typer(
     name="sideman",
     help="A musical partner in real time: it listens, keeps the bar and answers on the downbeat.",
-    epilog="Start with `sideman demo`, then `sideman corpus build` with recordings of your own, `sideman session new`, "
-    "and `sideman play`.",
+    epilog="Start with `sideman demo`. With recordings of your own: `sideman corpus build`, `sideman session new`, "
+    "`sideman play`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,13 +49,11 @@ MeterOption = Annotated[
 ]
 Downbeat = Annotated[
     float | None,
-    typer.Option(
-        "--downbeat", metavar="SECONDS", help="Where the first downbeat is, from the start of the recording."
-    ),
+    typer.Option("--downbeat", metavar="SECONDS", help="Where in the recording the first downbeat is."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="NUMBER", help="Another number, other choices; the same, the same again."),
+    typer.Option("--seed", metavar="NUMBER", help="The same number, the same choices; another, others."),
 ]
 DeviceOption = Annotated[
     str | None,
@@ -70,7 +68,7 @@ Lead = Annotated[
         metavar="FRAMES",
         min=0,
         max=65536,
-        help="How far ahead to mix; 0 measures this machine and chooses.",
+        help="How far ahead to mix; 0 measures and chooses.",
     ),
 ]
 Seconds = Annotated[
@@ -121,6 +119,7 @@ _SLIPS = {  # by the name of the error: not every system has every number
     "ENAMETOOLONG": "its name is too long; choose a shorter one",
     "ENOTDIR": "a file stands where a folder is needed; is the path right?",
     "EISDIR": "it is a folder, but a file is needed; is the path right?",
+    "ENOENT": "there is no such file or folder, and none can be made; is the path right?",
     "EEXIST": "it exists already; choose another name",
     "EMFILE": "too many files are open; raise `ulimit -n`",
 }
@@ -131,7 +130,7 @@ def _disk_words(problem: OSError) -> str:
     import errno
 
     reason = _SLIPS.get(errno.errorcode.get(problem.errno or 0, ""), problem.strerror or str(problem))
-    return f"{problem.filename}: {reason}" if problem.filename else reason
+    return f"{problem.filename or 'a file'}: {reason}"
 
 
 # Making takes
@@ -142,11 +141,9 @@ def demo(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the take; demo-take if not given.")
     ] = None,
-    live: Annotated[
-        bool, typer.Option("--live", help="Play with the built-in band yourself, on a sound device.")
-    ] = False,
+    live: Annotated[bool, typer.Option("--live", help="Play with the band yourself, on a sound device.")] = False,
     play: Annotated[
-        bool, typer.Option("--play/--no-play", help="Let the mix be heard where there is a device.")
+        bool, typer.Option("--play/--no-play", help="Let the mix be heard, if there is a device.")
     ] = True,
     device: DeviceOption = None,
     lead: Lead = 0,
@@ -295,20 +292,16 @@ def corpus_build(
     meter: MeterOption = None,
     downbeat: Annotated[
         float,
-        typer.Option(
-            "--downbeat", metavar="SECONDS", help="Where the first downbeat is, from the start of each file."
-        ),
+        typer.Option("--downbeat", metavar="SECONDS", help="Where in each file the first downbeat is."),
     ] = 0.0,
     units: Annotated[
         str,
-        typer.Option(metavar="KIND", help="Cut by the beat, at each onset, or auto: by the beat if --bpm is given."),
+        typer.Option(metavar="KIND", help="Cut by beat, by onset, or auto: by beat if --bpm is given."),
     ] = "auto",
     labels: Annotated[
         int, typer.Option(metavar="NUMBER", help="How many kinds of sound the units are sorted into.")
     ] = 16,
-    name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the corpus; that of its folder if not given.")
-    ] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the corpus; its folder's if not given.")] = "",
     licence: Annotated[
         str, typer.Option(metavar="TEXT", help="What the material may be used for, in your words.")
     ] = "unknown",
@@ -479,7 +472,7 @@ def _render(session: Session, source: Path, out: Path, blocksize: int = 1024) ->
 
 def _report(rendered: Rendered, draw: bool = True) -> None:
     """Print the table of a take, draw it, and say where everything is."""
-    _show(rendered.folder, rendered.realtime_factor, draw)
+    _show(rendered.folder, rendered.realtime_factor, draw and not rendered.fault)
     _tell_faults(rendered.folder)
     _end(rendered)
 
@@ -496,7 +489,11 @@ def _show(folder: Path, realtime_factor: float | None, draw: bool) -> None:
     if draw:
         with bar("drawing") as progress:
             progress(0, 1)
-            picture, _ = report.write(take, realtime_factor)
+            try:
+                picture, _ = report.write(take, realtime_factor)
+            except OSError as problem:
+                problem.filename = problem.filename or str(folder / "arrangement.png")
+                raise
         where += f", picture in {picture}"
     say(where)
 
@@ -548,10 +545,8 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float) -> N
         f"{session.session.name}: {spec.samplerate} Hz, blocks of {spec.blocksize}, lead {spec.lead} frames, {rights}"
     )
     with live:
-        try:
+        with suppress(KeyboardInterrupt):
             _follow(live, seconds)
-        except KeyboardInterrupt:
-            pass
         heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # closing the take is quick, and not to be cut off
     signal.signal(signal.SIGINT, heard)
     if folder is not None and live.closed_frames is not None:
@@ -566,96 +561,17 @@ def _follow(live: Live, seconds: float) -> None:
     from rich.console import Console
     from rich.live import Live as Screen
 
-    console, begin = Console(), time.monotonic()
-    view, spoken = _View(live), begin
+    from bridge.screen import View
+
+    console, view, spoken = Console(), View(live), time.monotonic()
     with Screen(console=console, auto_refresh=False, transient=True) as screen:
         while live.poll():
-            now = time.monotonic()
-            if seconds and now - begin > seconds:
+            status, now = live.status(), time.monotonic()
+            if seconds and status.frame >= seconds * live.config.spec.samplerate:
                 return
             if console.is_terminal:
-                screen.update(view.table(live.status()), refresh=True)
+                screen.update(view.table(status), refresh=True)
             elif now - spoken > STATUS_SECONDS:
                 spoken = now
-                say(view.line(live.status()))
+                say(view.line(status))
             time.sleep(0.1)
-
-
-class _View:
-    """What is shown of a session that plays."""
-
-    _METER_CELLS, _FLOOR_DB, _FALL_DB = 24, -48.0, 3.0  # a meter's width, its left end, how fast it falls per look
-    _RUNGS = ("rest", "final", "early", "corpus", "repeat", "silent")
-    _WORDS = {-1: "waits", 0: "rests", 1: "plays", 2: "plays", 3: "goes on", 4: "repeats", 5: "silent"}
-
-    def __init__(self, live: Live) -> None:
-        self._spec = live.config.spec
-        self._name = live.session.session.name
-        self._map = live.config.tempo_map
-        self._held = dict.fromkeys(live.names, self._FLOOR_DB)
-
-    def line(self, status: Status) -> str:
-        """Return the place, each agent's state and the counters, in a line."""
-        agents = ", ".join(f"{name} {self._word(status, name)}" for name in status.rungs)
-        return f"{self._place(status)}; {agents}; {self._counters(status)}"
-
-    def table(self, status: Status) -> Any:
-        """Return the same with a row an agent: state, spans by rung, level."""
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-        table.add_column("agent")
-        table.add_column("now", min_width=8)
-        for name in self._shown():
-            table.add_column(self._RUNGS[name], justify="right")
-        table.add_column("level", min_width=self._METER_CELLS)
-        table.add_column("dB", justify="right", min_width=5)
-        for name, row in status.rungs.items():
-            level = self._level_db(name, status.peaks[name])
-            shown = [str(row[rung]) for rung in self._shown()]
-            decibels = f"{level:.0f}" if level > self._FLOOR_DB else "-"
-            table.add_row(Text(name), self._word(status, name), *shown, self._meter(level), decibels)
-        head = Text.assemble((f"{self._name}  ", "bold"), f"{self._place(status)}  {self._dots(status)}")
-        return Group(head, table, Text(f"{self._counters(status)}   Ctrl-C ends", style="dim"))
-
-    def _shown(self) -> tuple[int, ...]:
-        return (1, 2, 4, 5, 0)
-
-    def _place(self, status: Status) -> str:
-        seconds = status.frame // self._spec.samplerate
-        clock = f"{seconds // 60}:{seconds % 60:02d}"
-        if status.bar < 0:
-            return f"{clock}  count-in, beat {status.beat + 1}"
-        return f"{clock}  bar {status.bar + 1}, beat {status.beat + 1}"
-
-    def _dots(self, status: Status) -> str:
-        beats = -(-self._map.bar_beats(status.bar) // 1)
-        return " ".join("\u25cf" if beat == status.beat else "\u25cb" for beat in range(min(16, int(beats))))
-
-    def _word(self, status: Status, name: str) -> str:
-        row, state = status.rungs[name], status.states[name]
-        if state != "armed":
-            return state
-        return self._WORDS.get(row[6], f"rung {row[6]}")
-
-    def _counters(self, status: Status) -> str:
-        xruns = status.device["xruns"] + status.stream["underruns"]
-        faults = sum(row[7] for row in status.rungs.values())
-        return (
-            f"lead {self._spec.lead}   xruns {xruns}   late frames {status.stream['late_frames']}   faults {faults}"
-        )
-
-    def _level_db(self, name: str, peak: float) -> float:
-        """Return a level that rises at once and falls slowly, so that an eye can follow it."""
-        import math
-
-        level = max(self._FLOOR_DB, 20 * math.log10(peak)) if peak > 0 else self._FLOOR_DB
-        self._held[name] = max(level, self._held[name] - self._FALL_DB)
-        return max(self._held[name], self._FLOOR_DB)
-
-    def _meter(self, level_db: float) -> str:
-        cells = round(self._METER_CELLS * min(1.0, 1 - level_db / self._FLOOR_DB))
-        return "\u2588" * cells + "\u2591" * (self._METER_CELLS - cells)

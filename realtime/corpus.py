@@ -214,6 +214,7 @@ def _build_into(
         progress(index / len(files), f"reading {path.name}")
         source = _take_in(path, folder / "audio", {s.file for s in sources})
         with SoundFile(folder / "audio" / source.file) as file:
+            file.path = path  # what is wrong with it is wrong with the user's file
             cuts.append(_cut(file, path, plan))
         sources.append(source)
     progress(1.0, "labelling")
@@ -279,7 +280,7 @@ def _cut(file: SoundFile, path: Path, plan: _Plan) -> dict[str, npt.NDArray[Any]
         cut = _onset_units(file, path, rows, grid)
     delay = features.FeatureStream(file.info.samplerate).delay_hops
     hops = np.stack((cut["start"], cut["start"] + cut["frames"])) // HOP_FRAMES  # its own attack, not the next one's
-    cut["features"] = np.stack([features.summarise(rows, a, b, delay) for a, b in hops.T])
+    cut["features"] = np.stack([features.summarise(rows, a, b, delay) for a, b in zip(*hops, strict=True)])
     if plan.segmentation == "onset":
         cut = _without_quiet(cut)
     cut["scaling"] = _scaling(cut["features"])[None]

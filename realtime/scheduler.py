@@ -173,6 +173,7 @@ class LiveTiming:
         self._heard = heard
 
     def post_frame(self, part: Part, turn: Turn, attempt: int) -> int:
+        """Return the commit point for the final request, the beginning of the span before for the other."""
         begin = part.current.start if part.current is not None else 0
         commit = max(begin, part.deadline(turn) - part.notice_frames())
         if attempt == FINAL:
@@ -180,6 +181,7 @@ class LiveTiming:
         return begin if commit > begin else NEVER
 
     def context_end(self, part: Part, turn: Turn, attempt: int, now: int) -> int:
+        """Return what the player was heard up to when frame ``now`` is mixed."""
         return min(self._heard(), now - self._lead)
 
 

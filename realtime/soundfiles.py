@@ -129,10 +129,19 @@ def read(path: Path | str) -> tuple[Block, int]:
 
 
 def write(path: Path | str, audio: Block, samplerate: int, subtype: str | None = None) -> None:
-    """Write ``(frames, channels)`` to a file; its suffix says the format."""
+    """Write ``(frames, channels)`` to a file; its suffix says the format.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
     import soundfile
 
-    soundfile.write(str(path), audio, samplerate, subtype=subtype)
+    try:
+        soundfile.write(str(path), audio, samplerate, subtype=subtype)
+    except (soundfile.LibsndfileError, AssertionError) as error:  # a full disk is a failed assertion there
+        raise OSError(None, f"it cannot be written ({error or 'is the disk full?'})", str(path)) from None
 
 
 def _open(path: Path) -> Any:

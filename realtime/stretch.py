@@ -16,6 +16,8 @@ from realtime.protocols import Block
 MIN_RATIO, MAX_RATIO = 0.5, 2.0
 ATTACK_SECONDS = 0.025
 MIRROR_SECONDS = 0.080
+GUARD_SECONDS = 0.002
+"""So much of the end is replaced by its mirror too: a resampled sound rings before the next attack."""
 FADE_SECONDS = 0.005
 _SEED = 1
 
@@ -43,8 +45,9 @@ def fit(audio: Block, frames: int, attack_frames: int, samplerate: int) -> Block
         return _cut_or_pad(audio, frames, fade)
     attack = min(attack_frames, len(audio) // 2, frames // 2)
     fade = min(fade, len(audio) - attack, frames - attack)
-    mirror = min(round(MIRROR_SECONDS * samplerate), len(audio) - attack)
-    rest = np.concatenate((audio[attack:], audio[len(audio) - mirror :][::-1]))
+    end = max(len(audio) - round(GUARD_SECONDS * samplerate), attack + 1)
+    mirror = min(round(MIRROR_SECONDS * samplerate), end - attack)
+    rest = np.concatenate((audio[attack:end], audio[end - mirror : end][::-1]))
     factor = (len(audio) - attack) / (frames - attack)
     stretched = _stretch(rest, factor, samplerate)
     bridge = audio[attack : attack + fade]

@@ -29,6 +29,7 @@ from realtime import corpus as corpora
 from realtime import features, stretch
 from realtime.buffers import crossfade, join_frames
 from realtime.clock import round_frame
+from realtime.listener import OnsetDetector
 from realtime.oracle import ANY, LONGEST_CONTEXT, FactorOracle
 from realtime.protocols import HOP_FRAMES, Block, Chord, Clip, Origin, Piece, Span, SpanRequest, StreamSpec
 from realtime.soundfiles import fit_channels
@@ -43,6 +44,8 @@ QUIET_DB = -80.0
 """Units below are not chosen: a rest is the agent's word, not an accident of the corpus."""
 ALIGNED_FRAMES = 0.25
 """A unit that follows the last one in its source is read in one go with it if that puts it this close to its slot."""
+CALM_ONSETS, BUSY_ONSETS = 1.0, 4.0
+"""Onsets a beat at which the agent begins to leave space, and at which it leaves most: quarters, sixteenths."""
 CACHED_FITS = 64
 HISTORY_SPANS = 8
 STATE_VERSION = 1
@@ -110,6 +113,10 @@ class CorpusAgent:
         If the last bar heard was softer, and no chart is given, the agent rests.
     taboo
         So many units are avoided after they were played.
+    model
+        Folder of an onset network (``exported_models/onset``): with it the agent leaves space.
+    space_db
+        How much softer it plays while the player is busiest.
 
     Raises
     ------
@@ -126,9 +133,13 @@ class CorpusAgent:
         weights: tuple[float, float, float] = corpora.WEIGHTS,
         rest_below_db: float = -60.0,
         taboo: int = 8,
+        model: Path | str | None = None,
+        space_db: float = 6.0,
     ) -> None:
         if max_continuity < 1 or taboo < 0:
             raise ValueError(f"max_continuity={max_continuity}, taboo={taboo}: at least 1 and 0 units are needed")
+        if not 0 <= space_db <= 60:
+            raise ValueError(f"space_db={space_db}: 0 to 60 dB softer while the player is busy; did you give a gain?")
         self.corpus = corpus if isinstance(corpus, corpora.Corpus) else corpora.load(corpus)
         self.channels = self.corpus.channels if channels is None else channels
         self.max_continuity = max_continuity
@@ -136,6 +147,8 @@ class CorpusAgent:
         self.taboo = min(taboo, len(self.corpus) // 2)
         self._weights = corpora.spread_weights(weights)
         self._label_weights = corpora.spread_weights(corpora.WEIGHTS)
+        self._model, self.space_db = model, space_db
+        self._onsets: OnsetDetector | None = None
         self._state = _State()
         self._history: list[_Confirmed] = []
 
@@ -147,6 +160,7 @@ class CorpusAgent:
         self._stream = features.FeatureStream(spec.samplerate)
         self._rows = np.zeros((HEARD_SECONDS * spec.samplerate // HOP_FRAMES, features.FEATURES), np.float32)
         self._first_hop = self._end_hop = 0
+        self._onsets = None if self._model is None else OnsetDetector(self._model, spec.samplerate)
         self.corpus.verify()
         self.oracle = FactorOracle(self.corpus.labels.tolist())
         self._points = self.corpus.points * self._weights
@@ -172,6 +186,8 @@ class CorpusAgent:
         self._rows[index % len(self._rows)] = self._stream.process(hop)[0]
         self._end_hop = index + 1
         self._first_hop = max(self._first_hop, self._end_hop - len(self._rows))
+        if self._onsets is not None:
+            self._onsets.hear(hop, frame)
 
     def _heard_rows(self, first: int, end: int) -> features.Rows:
         """Return the rows of the hops ``[first, end)`` as far as they are remembered."""
@@ -186,6 +202,18 @@ class CorpusAgent:
         end = request.context_end // HOP_FRAMES
         rows = self._heard_rows(end - max(1, round(bar_frames / HOP_FRAMES)), end)
         return not len(rows) or _power_db(rows) < self.rest_below_db
+
+    def _space(self, request: SpanRequest) -> float:
+        """Return the gain that leaves the player space: full where notes are few, ``space_db`` less where many."""
+        if self._onsets is None:
+            return 1.0
+        beats = request.timeline.meter.beats
+        end = request.context_end - self._onsets.latency
+        start = end - round_frame(beats * request.timeline.beat_frames)
+        busy = (self._onsets.activity(max(0, start), max(1, end), float(beats)) - CALM_ONSETS) / (
+            BUSY_ONSETS - CALM_ONSETS
+        )
+        return round(10 ** (-self.space_db * min(1.0, max(0.0, busy)) / 20), 4)
 
     def _influences(self, request: SpanRequest) -> list[_Influence | None]:
         """Return what each beat of the span is to be like; ``None`` where nothing is known."""
@@ -242,7 +270,7 @@ class CorpusAgent:
             return None
         influences = self._influences(request)
         labels = [self._label(influence) for influence in influences]
-        chance = np.random.default_rng(request.seed)
+        chance, gain = np.random.default_rng(request.seed), self._space(request)
         state, beat, pieces = self._state, Fraction(0), []
         while beat < request.span.beats:
             now = int(beat)
@@ -254,7 +282,7 @@ class CorpusAgent:
                 unit = self._next_unit(state, influences[now], labels[now:], place, chance)
             length = self._slot_beats(unit, phase, request.span.beats - beat, request.timeline.beat_frames)
             at, end = _place(request, beat), _place(request, beat + length)
-            pieces.append(self._piece(unit, at, end - at, length, phase))
+            pieces.append(replace(self._piece(unit, at, end - at, length, phase), gain=gain))
             state, beat = state.after(unit, self.taboo), beat + length
         return self.realise(request, Origin("corpus", self.corpus.name, self.corpus.digest, tuple(pieces)))
 

@@ -20,6 +20,7 @@ class EchoAgent:
         self.channels, self.source = channels, source
 
     def prepare(self, spec: StreamSpec) -> None:
+        """Note how long a join is."""
         self._join = join_frames(spec.samplerate)
 
     def hear(self, hop: Block, frame: int) -> None:
