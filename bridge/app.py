@@ -406,8 +406,8 @@ def _check_room(layout: Layout) -> None:
     free = shutil.disk_usage(shared).free if shared.is_dir() else need
     if free < need:
         raise ValueError(
-            f"{shared}: {free / 1e6:.0f} MB of shared memory are free, this session needs {need / 1e6:.0f} MB; make it "
-            "larger (in a container: --shm-size=1g), or play with fewer agents and channels"
+            f"{shared}: {free / 1e6:.0f} MB of shared memory are free, this session needs {need / 1e6:.0f} MB; make "
+            "it larger (in a container: --shm-size=1g), or play with fewer agents and channels"
         )
 
 

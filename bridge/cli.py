@@ -89,7 +89,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
     try:
-        app(arguments)
+        app(arguments, prog_name="sideman")
     except OSError as problem:
         _refuse(_disk_words(problem))
     except MemoryError:

@@ -50,8 +50,8 @@ class Command:
     """Something the bridge lets through, checked and typed.
 
     ``do`` is ``"stop"``, ``"tempo"`` (with ``change``), ``"action"`` (``target`` is the agent, ``name`` what it
-    declares), ``"metronome"`` (0 or 1), or a fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``,
-    ``"solo"`` (0 or 1).
+    declares), ``"metronome"`` (0 or 1), or a fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1),
+    ``"mute"``, ``"solo"`` (0 or 1).
     """
 
     do: str

@@ -141,7 +141,8 @@ def write(path: Path | str, audio: Block, samplerate: int, subtype: str | None =
     try:
         soundfile.write(str(path), audio, samplerate, subtype=subtype)
     except (soundfile.LibsndfileError, AssertionError) as error:  # a full disk is a failed assertion there
-        raise OSError(None, f"it cannot be written ({error or 'is the disk full?'})", str(path)) from None
+        reason = str(error).rstrip(".") or "not all of it fits"
+        raise OSError(None, f"it cannot be written ({reason}); is the disk full?", str(path)) from None
 
 
 def _open(path: Path) -> Any:

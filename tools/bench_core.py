@@ -735,11 +735,7 @@ def model_rows() -> Iterator[Row]:
                 continue
             budget_ms = 1000 * model.card.hop / model.card.samplerate
             state = model.start()
-            inputs = {
-                spec.name: np.zeros(spec.shape, np.float32)
-                for spec in model.card.inputs
-                if spec.name not in model.card.states
-            }
+            inputs = {tensor.name: tensor.outside(np.zeros(tensor.shape, tensor.dtype)) for tensor in model.card.inputs}
             times = []
             for _ in range(2000):
                 begin = time.perf_counter()
