@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from bridge.children import Children, ctrl_c_held
+from bridge.children import Children, signals_held
 from bridge.session import AgentTable, Session
 from bridge.tap import RecorderConfig, Tap, new_take, recorder_layout, run_recorder, take_header
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
@@ -330,12 +330,13 @@ def _run(
     begin, interrupted = time.perf_counter(), False
 
     def keep(done: int, end: int | None = None) -> None:
-        with ctrl_c_held():  # in the middle, it would leave a line or a stretch of sound twice in the take
+        with signals_held():  # in the middle, it would leave a line or a stretch of sound twice in the take
             tap.mark()
             for line in lines:
                 take.log(line)
             lines.clear()
             tap.drain(end)
+        engine.stopped = engine.stopped or bool(take.fault)  # what cannot be kept need not be made
         progress(done, frames)
 
     def after_block(done: int) -> None:
@@ -347,7 +348,7 @@ def _run(
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        with ctrl_c_held():
+        with signals_held():
             keep(engine.mixed, engine.mixed)
             made = take.close(engine.mixed, engine.summary())
     return Rendered(take.folder, made, time.perf_counter() - begin, spec.samplerate, take.fault, interrupted)
@@ -469,11 +470,12 @@ class Live:
 
         layout = {**engine_layout(self.config), **io.layout(self.config.spec), **recorder_layout()}
         _check_room(layout)
-        self.arena = Arena.create(layout)
+        with signals_held():  # Python's own process that looks after the memory is born here, and unblocks Ctrl-C
+            self.arena = Arena.create(layout)
         self._supervisor: Any = None
         self._children = Children(self.arena.handle.name)
         try:
-            with ctrl_c_held():
+            with signals_held():
                 self._start()
         except BaseException:
             self._take_down()

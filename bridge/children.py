@@ -82,12 +82,12 @@ class Children:
 
 
 @contextlib.contextmanager
-def ctrl_c_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block. Children born in it inherit that for life, and never see one."""
+def signals_held() -> Iterator[None]:
+    """Hold back Ctrl-C and the closing of the terminal. Children born meanwhile inherit that, and never see one."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

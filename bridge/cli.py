@@ -62,18 +62,12 @@ DeviceOption = Annotated[
     ),
 ]
 Lead = Annotated[
-    int,
-    typer.Option(
-        "--lead",
-        metavar="FRAMES",
-        min=0,
-        max=65536,
-        help="How far ahead to mix; 0 measures and chooses.",
-    ),
+    int, typer.Option("--lead", metavar="FRAMES", help="How far ahead to mix; 0 measures this machine and chooses.")
 ]
 Seconds = Annotated[
-    float, typer.Option("--seconds", metavar="SECONDS", min=0, help="Stop after so long; 0 plays until Ctrl-C.")
+    float, typer.Option("--seconds", metavar="SECONDS", help="Stop after so long; 0 plays until Ctrl-C.")
 ]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the arrangement and write a report.")]
 
 MISUSED, INTERRUPTED = 2, 130
 STATUS_SECONDS = 60.0
@@ -130,7 +124,7 @@ def _disk_words(problem: OSError) -> str:
     import errno
 
     reason = _SLIPS.get(errno.errorcode.get(problem.errno or 0, ""), problem.strerror or str(problem))
-    return f"{problem.filename or 'a file'}: {reason}"
+    return f"{problem.filename2 or problem.filename or 'a file'}: {reason}"  # of two, the second is written
 
 
 # Making takes
@@ -187,9 +181,7 @@ def render(
     blocksize: Annotated[
         int, typer.Option(metavar="FRAMES", help="Frames computed at a time; the sound does not depend on it.")
     ] = 1024,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Draw the arrangement and write a report.")
-    ] = True,
+    report: Report = True,
 ) -> None:
     """Play a session with a recording as the player, exactly as it would be played live.
 
@@ -241,10 +233,11 @@ def play(
     device: DeviceOption = None,
     lead: Lead = 0,
     seconds: Seconds = 0.0,
+    report: Report = True,
 ) -> None:
     """Play live: sideman listens, keeps the bar and answers. Ctrl-C ends, and keeps the take."""
     played = _on_device(_session(session, bpm, meter, downbeat, seed), device)
-    _play(played, _take_folder(played, out), lead, seconds)
+    _play(played, _take_folder(played, out), lead, seconds, report)
 
 
 # Looking around
@@ -265,7 +258,7 @@ def devices() -> None:
 @app.command()
 def models(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="One model's folder; all built-in ones if not given.")
+        Path | None, typer.Argument(metavar="FOLDER", help="One model's folder; all built-in ones if not given.")
     ] = None,
     provider: Annotated[
         str, typer.Option(metavar="NAME", help="What to run them on: auto, cpu, cuda or tensorrt.")
@@ -286,7 +279,7 @@ def models(
 
 @corpus_app.command("build")
 def corpus_build(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Recordings: WAV, FLAC, AIFF, OGG or MP3.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Recordings: WAV, FLAC, AIFF, OGG or MP3.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the corpus.")],
     bpm: Bpm = None,
     meter: MeterOption = None,
@@ -345,7 +338,7 @@ def corpus_info(
 
 @session_app.command("new")
 def session_new(
-    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="File to write; session.toml if not given.")] = Path(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; session.toml if not given.")] = Path(
         "session.toml"
     ),
     corpus: Annotated[
@@ -534,10 +527,14 @@ def _play_mix(folder: Path) -> None:
 # Playing live
 
 
-def _play(session: Session, folder: Path | None, lead: int, seconds: float) -> None:
+def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw: bool = True) -> None:
     """Play until Ctrl-C; then close the take and show it."""
     from bridge.app import Live
 
+    if not 0 <= lead <= 65536:
+        raise ValueError(f"--lead {lead}: 0 (chosen now) to 65536 frames are mixed ahead; 512 is usual")
+    if not seconds >= 0:
+        raise ValueError(f"--seconds {seconds:g}: give a length, or 0 to play until Ctrl-C")
     live = Live(session, folder, say, lead=lead, warn=complain)
     spec = live.config.spec
     rights = "with realtime rights" if live.realtime else "without realtime rights"
@@ -551,7 +548,7 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float) -> N
     signal.signal(signal.SIGINT, heard)
     if folder is not None and live.closed_frames is not None:
         say(f"{folder}: {live.closed_frames / spec.samplerate:.1f} s kept")
-        _show(folder, None, draw=live.closed_frames > 0)
+        _show(folder, None, draw=draw and not live.failed)
     if live.failed:
         raise typer.Exit(MISUSED)
 

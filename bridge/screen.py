@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from bridge.app import Live, Status
 
-CELLS, FLOOR_DB, FALL_DB = 24, -48.0, 3.0
+CELLS, FLOOR_DB, FALL_DB = 12, -48.0, 3.0
 """A meter's width, the level of its left end, and how far it falls from one look to the next."""
 RUNGS = {1: "final", 2: "early", 4: "repeat", 5: "silent", 0: "rest"}
 """The columns: how many spans were played by the final answer, by the early one, by the last good bar again, ..."""
@@ -40,7 +40,7 @@ class View:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("agent")
         table.add_column("now", min_width=8)
         for heading in RUNGS.values():

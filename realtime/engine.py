@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from multiprocessing.synchronize import Semaphore
 
@@ -30,7 +30,7 @@ from realtime.buffers import (
     record_layout,
     ring_layout,
 )
-from realtime.clock import TempoChange, TempoMap, Transport
+from realtime.clock import TempoChange, TempoMap, Transport, as_tempo
 from realtime.messages import decode, encode, to_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
 from realtime.protocols import Action, Block, Chord, Log, StreamSpec
@@ -165,7 +165,9 @@ class Engine:
         self.mixed = 0
         self.stopped = False
         self.memory = memory
-        self.transport = Transport(config.tempo_map, spec.lead + 2 * spec.blocksize)
+        # A change needs notice: two joins' time, so that no span is already decided, and not blocks, so that what is
+        # too late is too late for any block size.
+        self.transport = Transport(config.tempo_map, spec.lead + 2 * join_frames(spec.samplerate))
         self.mixer = Mixer(
             spec,
             [part.strip for part in config.parts],
@@ -178,6 +180,7 @@ class Engine:
         for part, seat in zip(self.parts, config.parts, strict=True):
             part.follows = tuple(by_name[name] for name in seat.follows)
             part.followers = tuple(by_name[other.agent.name] for other in config.parts if part.name in other.follows)
+        self._leaders_first = sorted(self.parts, key=_following)
         self.counters = {"dropped_commands": 0, "late_changes": 0}
         self.spec, self._log, self._take_command = spec, log, take_command
         self._timing = timing or LiveTiming(spec.lead, lambda: self.heard)
@@ -245,7 +248,7 @@ class Engine:
         while self._script and self._script[0][0] <= now:
             self._do(self._script.pop(0)[1])
         tempo_map = self.transport.map  # read once: everything due at this frame sees one map
-        while any([part.act(now, tempo_map, self._timing) for part in self.parts]):
+        while any([part.act(now, tempo_map, self._timing) for part in self._leaders_first]):
             pass
         script = self._script[0][0] if self._script else NEVER
         self._next_event = min([script, *(part.next_event(tempo_map, self._timing) for part in self.parts)])
@@ -299,12 +302,19 @@ class Engine:
             switches[command.do](command.target, bool(command.value), now)
 
     def _change_tempo(self, change: TempoChange, now: int) -> None:
+        if change.tempo is not None:
+            change = replace(change, tempo=as_tempo(change.tempo))
         done = self.transport.announce(change, now)
         self.counters["late_changes"] += done != change
         for part in self.parts:
             part.retime(self.transport.map, now)
         place = self.transport.map.frame_at(self.transport.map.downbeat(done.bar) + done.beat)
         self._log({"type": "tempo", "frame": place, "announced": now, "late": done != change, **encode(done)})
+
+
+def _following(part: Part) -> int:
+    """Return how many stand before a part in the row of those who follow each other."""
+    return 1 + max((_following(leader) for leader in part.follows), default=0)
 
 
 # The engine as a process

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Protocol
 
 from realtime.clock import TempoMap
 from realtime.messages import encode
 from realtime.protocols import Action, Chord, Clip, Log, Origin, Plan, Span, SpanRequest
-from realtime.voice import NEVER, Voice, place_clip
+from realtime.voice import NEVER, Material, Voice, place_clip
 
 SPECULATIVE, FINAL = 0, 1
 REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_LAST_BAR, RUNG_FADE = 0, 1, 2, 4, 5
@@ -128,6 +128,16 @@ class Turn:
         self.frames = tempo_map.frame_at(first + self.span.beats) - self.start
         self.beat_frames = tuple(tempo_map.frame_at(first + beat) - self.start for beat in whole)
 
+    @property
+    def rests(self) -> bool:
+        """Whether the agent's last word is a rest."""
+        final = self.asked.get(FINAL)
+        return final is not None and final.usable and final.answer is None
+
+    def is_for(self, reply: Reply) -> bool:
+        """Whether a reply answers a request of this turn."""
+        return (self.span.bar, self.span.beat) == (reply.span.bar, reply.span.beat)
+
 
 def next_span(span: Span | None, grid: Fraction, tempo_map: TempoMap, first_bar: int = 0) -> Span:
     """Return the span after ``span`` on a grid of ``grid`` beats, 0 for whole bars; a bar's last may be shorter."""
@@ -174,8 +184,9 @@ class LiveTiming:
 
     def post_frame(self, part: Part, turn: Turn, attempt: int) -> int:
         """Return the commit point for the final request, the beginning of the span before for the other."""
-        begin = part.current.start if part.current is not None else 0
-        commit = max(begin, part.deadline(turn) - part.notice_frames())
+        latest = part.deadline(turn) - 1  # an agent that takes no time, or a span shorter than a join, is asked too
+        begin = min(part.current.start if part.current is not None else 0, latest)
+        commit = max(begin, min(latest, part.deadline(turn) - part.notice_frames()))
         if attempt == FINAL:
             return commit
         return begin if commit > begin else NEVER
@@ -284,10 +295,17 @@ class Part:
             return
         beats, frames = turn.beat_frames, turn.frames
         turn.settle(tempo_map)
-        if (turn.beat_frames, turn.frames) != (beats, frames) and turn.used is not None:
+        if (turn.beat_frames, turn.frames) == (beats, frames):
+            return
+        self._log(
+            {"type": "retime", **_place(turn.span), "agent": self.name, "start": turn.start, "frames": turn.frames,
+             "decided": now}
+        )  # fmt: skip
+        if turn.used is not None:
+            from_frame = now + self.voice.join_frames
             ends = (turn.start + end for end in (*beats[1:], frames))
-            beat_end = next((end for end in ends if end > now), turn.start + frames)
-            self._lay(turn, turn.used, from_frame=now + self.voice.join_frames, beat_end=beat_end)
+            beat_end = next((end for end in ends if end >= from_frame), turn.start + frames)
+            self._lay(turn, turn.used, from_frame=from_frame, beat_end=beat_end)
 
     # Requests and replies
 
@@ -348,6 +366,7 @@ class Part:
         while (reply := self.port.take(now)) is not None:
             found = True
             asked = self._asked(reply)
+            arrived = self._arrival(reply, now)
             if reply.fault:
                 self.faults += 1
             self._log(
@@ -356,7 +375,7 @@ class Part:
                     **_place(reply.span),
                     "agent": self.name,
                     "attempt": reply.attempt,
-                    "arrived": now,
+                    "arrived": arrived,
                     "compute_seconds": round(reply.compute_seconds, 6),
                     "fault": reply.fault,
                     "lead_in": reply.clip.lead_in if reply.clip else 0,
@@ -366,13 +385,23 @@ class Part:
             if asked is None:
                 self.port.release(reply)
             else:
-                asked.reply, asked.arrived = reply, now
+                asked.reply, asked.arrived = reply, arrived
         return found
+
+    def _arrival(self, reply: Reply, now: int) -> int:
+        """Return when a reply is held to be in.
+
+        Live, one may come in the very frame of the decision but after it. It is late then, and on replay, where it
+        would be there first, it is late too because it says so.
+        """
+        if self.current is not None and self.current.is_for(reply):
+            return max(now, self.deadline(self.current) + 1)
+        return now
 
     def _asked(self, reply: Reply) -> Asked | None:
         """Return the request that a reply answers, if its sound may still be wanted."""
         for turn in (self.coming, self.current):
-            if turn is not None and (turn.span.bar, turn.span.beat) == (reply.span.bar, reply.span.beat):
+            if turn is not None and turn.is_for(reply):
                 if turn is self.current and turn.rung == RUNG_FINAL:
                     return None
                 asked = turn.asked.get(reply.attempt)
@@ -423,19 +452,28 @@ class Part:
         made = answer.request
         joins = place_clip(answer.clip, made.beat_frames, made.frames, turn.start, turn.beat_frames, turn.frames)
         self.voice.drop_from(from_frame)
-        if from_frame <= beat_end < next((at for at, _ in joins if at >= from_frame), turn.start + turn.frames):
-            self.voice.join(beat_end, None)
-        for index, (at, material) in enumerate(joins):
-            if at >= from_frame:
-                self.voice.join(at, material)
-                following = joins[index + 1][0] if index + 1 < len(joins) else turn.start + turn.frames
-                if material.end < following:
-                    self.voice.join(material.end, None)
+        coming = [join for join in joins if join[0] >= from_frame]
+        starts = [*(at for at, _ in coming), turn.start + turn.frames]
+        if beat_end < NEVER and (sounding := self.voice.last) is not None:
+            self._end_softly(replace(sounding, end=min(beat_end, sounding.end)), from_frame, starts[0])
+        for (at, material), following in zip(coming, starts[1:], strict=True):
+            self.voice.join(at, material)
+            self._end_softly(material, at + self.voice.join_frames, following)
+
+    def _end_softly(self, material: Material, earliest: int, following: int) -> None:
+        """Plan the end of material that ends before ``following``: what is missing is its own tail again, if it is
+        no longer than a join (as it mostly is: a frame, from rounding), else silence.
+        """
+        missing = following - material.end
+        if missing > self.voice.join_frames:
+            self.voice.join(max(earliest, material.end), None)
+        elif missing > 0:
+            self.voice.join(max(earliest, following - self.voice.join_frames), material.later(missing))
 
     def _late_answer(self) -> Answer | None:
         """Return an answer to the sounding turn that came after its deadline and would climb the ladder."""
         turn = self.current
-        if turn is None or turn.rung in (RUNG_FINAL, -1):
+        if turn is None or turn.rung in (RUNG_FINAL, -1) or turn.rests:
             return None
         for attempt in (FINAL,) if turn.rung == RUNG_SPECULATIVE else (FINAL, SPECULATIVE):
             asked = turn.asked.get(attempt)

@@ -8,7 +8,7 @@ frames are divided into blocks. Engine thread only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,10 @@ class Material:
     audio: Block
     zero: int
     end: int
+
+    def later(self, frames: int) -> Material:
+        """Return the same sound, ``frames`` later."""
+        return replace(self, zero=self.zero + frames, end=self.end + frames)
 
     def read_into(self, start: int, out: Block) -> None:
         """Write the frames from ``start`` on into ``out``; zeros outside."""
@@ -47,6 +51,11 @@ class Voice:
         self._joins: list[tuple[int, Material | None]] = []
         self._seam: Block | None = None
         self._seam_start = 0
+
+    @property
+    def last(self) -> Material | None:
+        """What sounds when all joins planned are done."""
+        return self._joins[-1][1] if self._joins else self._now
 
     def join(self, at: int, material: Material | None) -> None:
         """Let ``material`` (None: silence) sound from frame ``at`` on; joins planned from there on are dropped."""
@@ -104,7 +113,7 @@ def place_clip(
     old_beats, old_frames
         Frames of the beats and of the whole, from the start, that the clip was made for.
     start, beats, frames
-        The span it goes to. A beat that got shorter is cut, one that got longer ends in silence; beats the clip does
+        The span it goes to. A beat that got shorter is cut, one that got longer ends early; beats the clip does
         not have are taken from its start again.
 
     Returns

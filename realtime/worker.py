@@ -50,8 +50,11 @@ a crossfade."""
 RECORD_BYTES = 64 * 1024
 TEXT_BYTES = 2048
 """A sentence for the user. It goes to the bridge on a way of its own, as every queue has one reader."""
+FAULT_CHARS = 1000
 HAND_OVER_SECONDS = 0.005
 """Added to every budget: the engine's wake interval on either side of the worker."""
+IDLE_SECONDS = 0.02
+"""How often a worker that has nothing to answer listens: what is left to hear when it is asked delays its answer."""
 WARM_UP_RUNS = 200
 WARM_UP_SECONDS = 1.0
 STATE_LOADING, STATE_ARMED, STATE_FAILED = 0, 1, 2
@@ -120,6 +123,14 @@ class RingHeard:
         """Return an agent's stem in ``[start, end)``."""
         return self._stems[agent].read(start, end)
 
+    def settled(self, agent: str, lead: int) -> int:
+        """Return how far an agent may hear already: every request that comes from now on knows at least so much.
+
+        A request is made where the stems end, or later, and knows what was heard ``lead`` frames before that, as
+        :class:`realtime.scheduler.LiveTiming` says.
+        """
+        return min(self._inputs.written, self._stems[agent].written - lead)
+
     def listen(self, source: str, start: int, end: int) -> Block:
         """Return what an agent that listens to ``source`` hears."""
         return self.input(start, end) if source == "input" else self.stem(source, start, end)
@@ -145,6 +156,10 @@ class UpTo:
         return block
 
 
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:FAULT_CHARS]
+
+
 class AgentRunner:
     """One agent and what it has heard. One thread.
 
@@ -161,6 +176,7 @@ class AgentRunner:
     def __init__(self, agent: Agent, config: AgentConfig, spec: StreamSpec, heard: RingHeard) -> None:
         self.agent, self.config, self._spec, self._heard = agent, config, spec, heard
         self._next_hop = 0
+        self._trouble = ""  # what went wrong since the last answer, to be told with the next
         agent.prepare(spec)
 
     def play(self, request: SpanRequest, origin: Origin | None = None) -> Reply:
@@ -171,25 +187,43 @@ class AgentRunner:
             self.hear_up_to(request.context_end)
             request = replace(request, heard=UpTo(self._heard, request.context_end))
             clip = self.agent.play(request) if origin is None else self.agent.realise(request, origin)
-            fault = self._fault(clip, request)
+            fault = self._trouble or self._fault(clip, request)
         except Exception as error:  # noqa: BLE001 - an agent may fail in any way; it costs its stem a rung, and is told
-            fault = f"{type(error).__name__}: {error}"
+            fault = _words(error)
+        self._trouble = ""
         return Reply(request.span, request.attempt, None if fault else clip, fault, time.perf_counter() - begin)
 
     def hear_up_to(self, end: int) -> None:
-        """Feed the agent every whole hop that ends by frame ``end``."""
+        """Feed the agent every whole hop that ends by frame ``end``, each once; if it fails, its next answer does."""
         while (self._next_hop + 1) * HOP_FRAMES <= end:
             frame = self._next_hop * HOP_FRAMES
-            self.agent.hear(self._heard.listen(self.config.listens, frame, frame + HOP_FRAMES), frame)
             self._next_hop += 1
+            try:
+                self.agent.hear(self._heard.listen(self.config.listens, frame, frame + HOP_FRAMES), frame)
+            except Exception as error:  # noqa: BLE001 - as in play
+                self._trouble = f"while it listened: {_words(error)}"
+
+    def confirm(self, span: Span, origin: Origin | None) -> None:
+        """Tell the agent what sounded; if it fails, its next answer does."""
+        try:
+            self.agent.confirm(span, origin)
+        except Exception as error:  # noqa: BLE001 - as in play
+            self._trouble = f"while it was told what sounded: {_words(error)}"
 
     def _fault(self, clip: Clip | None, request: SpanRequest) -> str:
         if clip is None:
             return ""
+        if not isinstance(clip, Clip):
+            return f"{type(clip).__name__} where a Clip or None was asked for"
+        if not isinstance(clip.origin, Origin):
+            return f"a clip with {clip.origin!r} where an Origin was asked for"
+        encode(clip.origin)  # it has to travel
         shape = (clip.lead_in + request.frames, self.config.channels)
         if clip.audio.shape != shape or clip.audio.dtype != np.float32:
             return f"clip of {clip.audio.dtype} {clip.audio.shape} where float32 {shape} was asked for"
-        if not 0 <= clip.lead_in <= join_frames(self._spec.samplerate):
+        if not (
+            isinstance(clip.lead_in, int | np.integer) and 0 <= clip.lead_in <= join_frames(self._spec.samplerate)
+        ):
             return f"a lead-in of {clip.lead_in} frames; 0 to {join_frames(self._spec.samplerate)} are allowed"
         return "" if np.isfinite(clip.audio).all() else "NaN or infinity in the clip"
 
@@ -236,7 +270,7 @@ class InlinePort:
 
     def confirm(self, span: Span, origin: Origin | None) -> None:
         """Tell the agent."""
-        self._runner.agent.confirm(span, origin)
+        self._runner.confirm(span, origin)
 
     def take(self, now: int) -> Reply | None:
         """Return the next reply due."""
@@ -389,10 +423,14 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
         return
     gc.collect()
     gc.freeze()
+    runner.hear_up_to(heard.settled(name, config.spec.lead))  # the bars that went by while it loaded
     status.publish(state=STATE_ARMED, budget_seconds=budget_seconds, warm_up_runs=runs)
     spans = 0
     while os.getppid() == parent:
-        wake.acquire(timeout=0.1)
+        settled = heard.settled(name, config.spec.lead)  # looked at before the queue is
+        if not requests.waiting:
+            runner.hear_up_to(settled)
+        wake.acquire(timeout=IDLE_SECONDS)
         status.publish(heartbeat_ns=time.monotonic_ns())
         batch: list[dict[str, Any]] = []
         while (record := requests.take()) is not None:
@@ -402,9 +440,7 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
                 return
             if "confirm" in message:
                 origin = message["origin"]
-                runner.agent.confirm(
-                    decode(Span, message["confirm"]), None if origin is None else decode(Origin, origin)
-                )
+                runner.confirm(decode(Span, message["confirm"]), None if origin is None else decode(Origin, origin))
                 continue
             request = decode(SpanRequest, message["play"])
             if request.final or not _superseded(request, batch[index + 1 :]):

@@ -264,6 +264,11 @@ def test_the_demo_for_a_device_names_the_command_that_builds_its_corpora(sideman
     refused(sideman("play", ROOT / "bridge" / "demo" / "live.toml"), "corpora/bass", "sideman demo --live")
 
 
+def test_a_length_or_lead_that_cannot_be_is_refused(sideman: Command, room: Path) -> None:
+    refused(sideman("play", room / "echo.toml", "--lead", "-1"), "--lead -1", "65536")
+    refused(sideman("play", room / "echo.toml", "--seconds", "nan"), "--seconds nan")
+
+
 def test_memory_that_is_not_there_is_a_sentence(
     sideman: Command, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +379,7 @@ def test_every_command_explains_itself(sideman: Command, command: list[str]) -> 
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("arguments", [["render"], ["nosuch"], ["render", "--nope"], ["play", "s", "--lead", "-1"]])
+@pytest.mark.parametrize("arguments", [["render"], ["nosuch"], ["render", "--nope"], ["play", "--bpm"]])
 def test_usage_errors_end_with_code_2(sideman: Command, arguments: list[str]) -> None:
     ended = sideman(*arguments)
     assert ended.code == 2
@@ -540,7 +545,7 @@ def test_however_playing_ends_the_take_is_whole_and_nothing_is_left(
     start: Callable[..., Process], sideman: Command, room: Path, tmp_path: Path, how: str
 ) -> None:
     take = tmp_path / "take"
-    process = start("play", room / "echo.toml", "--out", take)
+    process = start("play", room / "echo.toml", "--out", take, "--no-report")
     process.until(has_sound(take, 0.5))
     family, memory = process.family(), process.memory()
     assert len(family) >= 4  # engine, recorder, agent, resource tracker
@@ -572,6 +577,25 @@ def test_however_playing_ends_the_take_is_whole_and_nothing_is_left(
     assert "echo: identical" in again.out
 
 
+def test_what_was_played_is_kept_shown_and_drawn(
+    sideman: Command, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def write(take: TakeReader, realtime_factor: float | None = None) -> tuple[Path, Path]:
+        drawn.append(take.folder)
+        return take.folder / "arrangement.png", take.folder / "report.md"
+
+    monkeypatch.setattr("bridge.report.write", write)
+    played = sideman("play", room / "echo.toml", "--out", tmp_path / "take", "--seconds", "0.3", "--lead", "512")
+    assert (played.code, played.err) == (0, "")
+    assert played.out.startswith("Test: 16000 Hz, blocks of 128, lead 512 frames, ")
+    assert re.search(r"take: 0\.\d s kept", played.out)
+    assert "echo" in played.out
+    assert "arrangement.png" in played.out
+    assert drawn == [tmp_path / "take"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows knows no limit of file size")
 def test_a_disk_that_is_full_ends_the_take_and_keeps_it(
     start: Callable[..., Process], room: Path, long_player: Path, tmp_path: Path
@@ -584,5 +608,5 @@ def test_a_disk_that_is_full_ends_the_take_and_keeps_it(
     assert kept.frames > RATE
     assert soundfile.info(take / "stems" / "echo.wav").frames >= kept.frames
     ended = start("corpus", "build", long_player, "--out", tmp_path / "corpus", limit_bytes=300_000).end()
-    refused(Ended(ended.code, "", ended.err), "may not grow further")
+    refused(Ended(ended.code, "", ended.err), str(tmp_path / "corpus.building"), "may not grow further")
     assert not (tmp_path / "corpus").exists()

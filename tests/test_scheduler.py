@@ -1,4 +1,4 @@
-"""Who is asked when, and whose memory is whose: spans, commit points, plans, clip slots, tempo changes at any time."""
+"""Who is asked when, and whose memory is whose: spans, commit points, plans, clip slots, tempo changes."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class Stage:
         names: Sequence[str] = ("a",),
         *,
         tempo_map: TempoMap,
-        grid_beats: Fraction = F(0),
+        grid_beats: Fraction = Fraction(),
         follows: dict[str, tuple[str, ...]] | None = None,
         script: Sequence[tuple[int, Command]] = (),
         blocksize: int = 1000,
@@ -264,7 +264,12 @@ class Stage:
 def test_one_that_follows_is_told_the_plan_it_follows_in_whatever_order_they_sit(
     order: tuple[str, str], delay: int
 ) -> None:
-    agents = {"a": NoiseAgent(), "b": NoiseAgent()}
+    class Deciding(NoiseAgent):
+        def play(self, request: SpanRequest) -> Clip | None:
+            self.requests.append(request)
+            return self.realise(request, Origin("noise", name=str(request.seed + request.attempt)))
+
+    agents = {"a": Deciding(), "b": Deciding()}
     budgets = {"a": 4800, "b": 1000}
 
     def ports(configs: list[AgentConfig], heard: RingHeard, spec: StreamSpec) -> list[InlinePort]:
@@ -285,7 +290,7 @@ def test_one_that_follows_is_told_the_plan_it_follows_in_whatever_order_they_sit
         if line["agent"] == "a"
     }
     finals = [request for request in agents["b"].requests if request.final and request.span.bar > 0]
-    assert len(finals) == 2
+    assert [request.span.bar for request in finals] == [1, 2]
     for request in finals:
         assert request.plans == (Plan("a", Origin("noise", decided[request.span.bar, FINAL])),)
     posted = {(line["agent"], line["bar"]): line["posted"] for line in stage.lines("request") if line["attempt"] == 1}
@@ -332,7 +337,7 @@ def test_a_rest_is_the_last_word_and_no_late_clip_breaks_it() -> None:
 
 
 def test_an_answer_that_comes_in_the_frame_of_the_decision_but_after_it_is_late_and_says_so() -> None:
-    """Live, a reply can come between two looks at the same frame. A replay, which looks once, must tell them apart."""
+    """Live, a reply may come between two looks at one frame; a replay looks once, and must tell them apart."""
 
     class Tardy(Silent):
         def __init__(self) -> None:
@@ -373,9 +378,11 @@ class SlotPort:
     their own, which is what the sound must be equal to.
     """
 
-    def __init__(self, seed: int, frames: int, *, copied: bool = False, polled: bool = False) -> None:
-        self.memory = np.full((SLOTS, frames, 1), np.nan, np.float32)
-        self.free = list(range(SLOTS))
+    def __init__(
+        self, seed: int, frames: int, *, copied: bool = False, polled: bool = False, slots: int = SLOTS
+    ) -> None:
+        self.memory = np.full((slots, frames, 1), np.nan, np.float32)
+        self.free = list(range(slots))
         self.lent: set[int] = set()
         self.most_held = 0
         self.refused = 0
@@ -453,7 +460,7 @@ def changes(chance: random.Random, bars: int, last_frame: int, count: int) -> li
         change = TempoChange(
             chance.randrange(bars),
             beat=chance.choice([F(0), F(0), F(1), F(3, 2), F(1, 3)]),
-            tempo=chance.choice([None, F(chance.randint(100, 400))]),
+            tempo=chance.choice([None, F(chance.randint(200, 400))]),
             meter=chance.choice([None, None, Meter(2, 4), Meter(3, 4), Meter(7, 8), Meter(1, 4)]),
             ramp_beats=chance.choice([0, 0, 0, 3]),
         )
@@ -465,21 +472,21 @@ def changes(chance: random.Random, bars: int, last_frame: int, count: int) -> li
 @pytest.mark.parametrize("polled", [False, True])
 def test_no_clip_slot_is_lost_or_given_back_twice_or_too_early(seed: int, polled: bool) -> None:
     """Hundreds of spans each, answered early, late, around every edge, wrongly or with a rest, tempo changing."""
-    frames, grid = 300_000, [F(0), F(1), F(1, 2)][seed % 3]
+    frames, grid = 470_000, [F(0), F(2), F(1)][seed % 3]
     script = changes(random.Random(seed), 60, frames, 30)
     sounds = []
     for copied in (True, False):
-        port = SlotPort(seed, 20_000, copied=copied, polled=polled)
+        port = SlotPort(seed, 20_000, copied=copied, polled=polled, slots=3 * SLOTS)  # so that a leak shows
         make = lambda *_, port=port: [port]  # noqa: E731
         stage = Stage(make, tempo_map=TempoMap.steady(8000, 300, Meter(2, 4)), grid_beats=grid, script=script)
         stage.run(frames)
-        assert stage.engine.parts[0].rungs.keys() == {0, 1, 2, 4} | stage.engine.parts[0].rungs.keys()
-        assert port.most_held <= SLOTS
+        assert stage.engine.parts[0].rungs.keys() >= {0, 1, 2, 4}
+        assert 2 < port.most_held <= SLOTS
         sounds.append(stage.stem("a"))
     assert np.isfinite(sounds[1]).all(), "a clip was heard after its slot was given back"
     assert np.array_equal(sounds[0], sounds[1])
-    assert len(stage.lines("span")) > 150
-    assert stage.lines("join"), "late clips were meant to be joined"
+    assert len(stage.lines("span")) > 100
+    assert stage.lines("join") or grid == 1, "late clips were meant to be joined"
 
 
 def test_answers_that_never_come_use_up_the_slots_and_the_music_goes_on_down_the_ladder() -> None:
@@ -569,13 +576,13 @@ def test_whatever_is_announced_in_time_every_click_stays_on_its_beat(
     assert [int(frame) for frame in np.flatnonzero(np.abs(rig.stem("a")[:, 0]) > 0.01)] == rig.beats(5 * RATE)
 
 
-def test_a_change_that_comes_too_late_is_too_late_for_every_block_size() -> None:
+@pytest.mark.parametrize("blocksize", [7, 128, 8192])
+def test_a_change_that_comes_too_late_is_too_late_for_every_block_size(blocksize: int) -> None:
     change = Command("tempo", change=TempoChange(1, tempo=F(60)))
-    for blocksize in (1, 128, 8192):
-        for press, late in ((96_000 - 256 - 960, 0), (96_000 - 256 - 959, 1)):
-            rig = Rig({"a": ClickAgent()}, script=[(press, change)], blocksize=blocksize)
-            rig.run(2 * RATE)
-            assert rig.engine.counters["late_changes"] == late
+    for press, late in ((28_800 - 256 - 960, 0), (28_800 - 256 - 959, 1)):
+        rig = Rig({"a": ClickAgent()}, TempoMap.steady(RATE, 400), script=[(press, change)], blocksize=blocksize)
+        rig.run(28_800)
+        assert rig.engine.counters["late_changes"] == late
 
 
 @pytest.mark.parametrize("tempo", [F(0), F(-120), F(1, 10**9), F(10**6)])
@@ -584,6 +591,38 @@ def test_a_tempo_that_is_none_is_dropped_and_counted(tempo: Fraction) -> None:
     rig.run(3 * RATE)
     assert rig.engine.counters["dropped_commands"] == 1
     assert rig.engine.transport.map.bar_frame(1) == 96_000
+
+
+class FlatAgent(ClickAgent):
+    """Plays one level all the time: whatever is not level was done by a join."""
+
+    def play(self, request: SpanRequest) -> Clip | None:
+        return self.realise(request, Origin("flat"))
+
+    def realise(self, request: SpanRequest, origin: Origin) -> Clip:
+        lead_in = join_frames(self.spec.samplerate)
+        return Clip(np.full((lead_in + request.frames, 1), 0.5, np.float32), lead_in, origin)
+
+
+def test_a_bar_played_again_that_is_a_frame_longer_has_no_hole_at_its_beats() -> None:
+    """At most tempi, bars and beats differ by a frame from rounding: that is nothing to hear."""
+    rig = Rig({"a": FlatAgent()}, TempoMap.steady(RATE, 140), delay=lambda r: 0 if r.span.bar == 0 else NEVER)
+    rig.run(8 * RATE)
+    assert len({line["frames"] for line in rig.lines("span")}) > 1
+    assert np.allclose(rig.stem("a"), 0.5, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tempo", ["119.9", "119.5", "118", "110", "60", "120.5", "150"])
+@pytest.mark.parametrize("press", [60_000, 100_000, 119_700, 130_000])
+def test_no_change_of_tempo_makes_a_step_in_the_sound(tempo: str, press: int) -> None:
+    def change(frame: int, beat: Fraction, new: str) -> tuple[int, Command]:
+        return frame, Command("tempo", change=TempoChange(1, beat, F(new)))
+
+    script = [change(press, F(3, 2), tempo), change(press + 20_000, F(5, 2), "90")]
+    rig = Rig({"a": FlatAgent()}, script=script)
+    rig.run(5 * RATE)
+    steepest = 0.5 * np.pi / 2 / 480
+    assert np.abs(np.diff(rig.stem("a")[:, 0])).max() <= steepest * 1.01
 
 
 def test_a_change_inside_a_sounding_span_is_told_with_its_new_length() -> None:
