@@ -49,6 +49,7 @@ OFFLINE_BLOCKSIZE = 1024
 OFFLINE_BUDGET_SECONDS = 0.25
 """What an agent is held to take where nothing is measured: so a render does not depend on the machine."""
 LONGEST_SPAN_SECONDS = 8.0
+FIRST_SOUND_SECONDS = 1.0
 CLOSING_SECONDS = 10.0
 
 Progress = Callable[[int, int], None]
@@ -496,6 +497,7 @@ class Live:
             io_config = io.IoConfig(config.spec, device, input_channels=self.session.stream.inputs)
             self._supervisor = io.DeviceSupervisor(self.arena, io_config, self._tell)
             self._supervisor.start()
+        self._wait_for_sound()  # those who are not needed for it yet would only be in its way
         if self.folder is not None:
             header = take_header(config, version(), self.session.toml())
             recorder = RecorderConfig(str(self.folder), config, header)
@@ -504,6 +506,18 @@ class Live:
         for part, wake in zip(config.parts, wakes, strict=True):
             worker = WorkerConfig(part.agent, config.spec, stems, config.tempo_map, part.grid_beats)
             children.spawn(f"agent {part.agent.name}", run_worker, handle, worker, wake)
+
+    def _wait_for_sound(self) -> None:
+        """Wait until the first frame was mixed and the device plays or cannot, for a second at most."""
+        from realtime.stream import FAILED, RUNNING
+
+        device, stream = self.arena.status("io.status"), self.arena.status("stream.status")
+        until = time.monotonic() + FIRST_SOUND_SECONDS
+        while time.monotonic() < until:
+            settled = self._supervisor is None or device.read()["state"] in (RUNNING, FAILED)
+            if settled and (stream.read()["mixed"] or self.arena["place"][0]):
+                return
+            time.sleep(0.005)
 
     def send(self, command: Command) -> bool:
         """Hand a command to the engine; return whether its queue took it."""

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,7 +130,7 @@ def run_recorder(handle: ArenaHandle, config: RecorderConfig) -> None:
     notes.tell(recording=config.folder)
     counters: dict[str, object] = {}
     told = False
-    ending = _Ending(arena)
+    ending, xruns = _Ending(arena), _Xruns(arena)
     last = False
     while not last:
         last = ending.due()  # looked at before copying: what was there by then is copied
@@ -140,12 +140,14 @@ def run_recorder(handle: ArenaHandle, config: RecorderConfig) -> None:
             take.log(line)
             if line.get("type") == "counters":
                 counters |= {key: value for key, value in line.items() if key not in ("type", "frame")}
+        for xrun in xruns.news():
+            take.log(xrun)
         tap.drain()
         if take.fault and not told:
             told = notes.tell(fault=take.fault)
         if not last:
             time.sleep(TURN_SECONDS)
-    frames = take.close(int(arena["place"][0]), counters | {"recorder_lost_frames": tap.lost_frames})
+    frames = take.close(int(arena["place"][0]), counters | xruns.counted | {"recorder_lost_frames": tap.lost_frames})
     notes.tell(closed=frames, **({"fault": take.fault} if take.fault and not told else {}))
 
 
@@ -159,6 +161,37 @@ class _Notes:
         """Post a note; a sentence too long for it is cut."""
         cut = {key: value[: NOTE_BYTES // 4] if isinstance(value, str) else value for key, value in note.items()}
         return self._records.post(json.dumps(cut, ensure_ascii=False).encode())
+
+
+class _Xruns:
+    """Watches what the device process and the engine's stream count, and makes lines of it."""
+
+    _CAUSES = (  # counter of events, counter of frames, where they are, in words
+        ("io.status", "xruns", "lost_frames", "the device's ring ran empty"),
+        ("io.status", "starved", "starved_frames", "the engine had not mixed what was due"),
+        ("io.status", "overflows", "", "input was lost"),
+        ("io.status", "device_xruns", "", "the audio server reported an xrun"),
+        ("stream.status", "underruns", "late_frames", "the engine was late"),
+    )
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self.counted: dict[str, object] = {}
+        self._seen = self._read()
+
+    def _read(self) -> dict[str, dict[str, int]]:
+        return {name: self._arena.status(name).read() for name in ("io.status", "stream.status")}
+
+    def news(self) -> Iterator[dict[str, object]]:
+        """Yield a line for each counter that has moved since the last look."""
+        before, self._seen = self._seen, self._read()
+        frame = self._seen["stream.status"]["frame"]
+        for status, events, frames, cause in self._CAUSES:
+            now, old = self._seen[status], before[status]
+            self.counted[events] = now[events]
+            if now[events] > old[events]:
+                lost = now[frames] - old[frames] if frames else 0
+                yield {"type": "xrun", "frame": frame, "frames": lost, "cause": cause}
 
 
 class _Ending:

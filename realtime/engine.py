@@ -147,6 +147,8 @@ class Engine:
         Commands and the frames at which they count, in order: those of a replay or a test.
     take_command
         Returns the next command from the bridge, ``None`` if there is none.
+    counters
+        What is counted is added here; others may count in it too.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Engine:
         timing: Timing | None = None,
         script: Sequence[tuple[int, Command]] = (),
         take_command: Callable[[], Command | None] = lambda: None,
+        counters: dict[str, int] | None = None,
     ) -> None:
         spec = config.spec
         self.heard = 0
@@ -181,7 +184,8 @@ class Engine:
             part.follows = tuple(by_name[name] for name in seat.follows)
             part.followers = tuple(by_name[other.agent.name] for other in config.parts if part.name in other.follows)
         self._leaders_first = sorted(self.parts, key=_following)
-        self.counters = {"dropped_commands": 0, "late_changes": 0}
+        self.counters = counters if counters is not None else {}
+        self.counters |= {"dropped_commands": 0, "late_changes": 0}
         self.spec, self._log, self._take_command = spec, log, take_command
         self._timing = timing or LiveTiming(spec.lead, lambda: self.heard)
         self._script = list(script)
@@ -341,34 +345,59 @@ def engine_layout(config: EngineConfig) -> Layout:
 class LogQueue:
     """The engine's end of the way to the recorder: lines as JSON records, dropped and counted when it is full."""
 
-    def __init__(self, records: RecordRing) -> None:
-        self._records = records
-        self.dropped = 0
+    def __init__(self, records: RecordRing, counters: dict[str, int]) -> None:
+        self._records, self._counters = records, counters
 
     def __call__(self, line: dict[str, object]) -> None:
         """Post one line."""
         if not self._records.post(to_bytes(line)):
-            self.dropped += 1
+            self._counters["dropped_log_lines"] += 1
+
+
+class CommandQueue:
+    """The engine's end of the way from the bridge. A bridge that has died says stop."""
+
+    def __init__(self, records: RecordRing, counters: dict[str, int]) -> None:
+        self._records, self._counters = records, counters
+        self._parent = multiprocessing.parent_process()
+        self._orphaned = False
+
+    def look(self) -> None:
+        """See whether the bridge is still there: a system call, so not for every block."""
+        if self._parent is not None and not self._orphaned and not self._parent.is_alive():
+            self._orphaned, self._parent = True, None
+
+    def __call__(self) -> Command | None:
+        """Return the next command, ``None`` if there is none; what is no command is counted."""
+        if self._orphaned:
+            self._orphaned = False
+            return Command("stop")  # nobody is left to say so
+        record = self._records.take()
+        if record is None:
+            return None
+        try:
+            return decode(Command, json.loads(record))
+        except ValueError:
+            self._counters["dropped_commands"] += 1
+            return None
 
 
 def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]) -> Engine:
     """Build the engine on shared memory, with a port to each worker."""
-    log = LogQueue(arena.records("log"))
-    parent = multiprocessing.parent_process()
+    counters = {"dropped_log_lines": 0, "dropped_commands": 0}
+    log, commands = LogQueue(arena.records("log"), counters), CommandQueue(arena.records("commands"), counters)
     ports = [
         ProcessPort(part.agent, arena, wake, config.spec.samplerate, log)
         for part, wake in zip(config.parts, wakes, strict=True)
     ]
-    commands = arena.records("commands")
+    engine = Engine(config, ports, Memory.shared(arena, config), log=log, take_command=commands, counters=counters)
+    publish = Publisher(engine, arena)
 
-    def take_command() -> Command | None:
-        if parent is not None and not engine.stopping and not parent.is_alive():
-            return Command("stop")  # nobody is left to say so
-        record = commands.take()
-        return None if record is None else decode(Command, json.loads(record))
+    def about_fifty_times_a_second() -> None:
+        commands.look()
+        publish()
 
-    engine = Engine(config, ports, Memory.shared(arena, config), log=log, take_command=take_command)
-    engine.publish = Publisher(engine, arena)
+    engine.publish = about_fifty_times_a_second
     return engine
 
 

@@ -45,24 +45,38 @@ class Script:
         Raises
         ------
         ValueError
-            If a line lacks what its type has, naming the line's type and what is missing.
+            If a line lacks what its type has, or it makes no sense, naming the line's type and what is wrong.
         """
         requests, replies, commands = {}, {}, []
         for line in lines:
+            kind = line.get("type", "?")
             try:
                 if line["type"] == "request":
                     requests[_key(line)] = line
-                elif line["type"] == "reply":
+                    _whole(line, "posted"), _whole(line, "context_end")
+                elif kind == "reply":
                     replies[_key(line)] = line
-                elif line["type"] == "command":
-                    commands.append((int(line["frame"]), decode(Command, line["command"])))
+                    _whole(line, "arrived"), line["fault"]
+                    if line["origin"] is not None:
+                        decode(Origin, line["origin"])
+                elif kind == "command":
+                    commands.append((_whole(line, "frame"), decode(Command, line["command"])))
             except KeyError as missing:
-                raise ValueError(f"the take has a {line.get('type', '?')!r} line without {missing}") from None
+                raise ValueError(f"the take has a {kind!r} line without {missing}") from None
+            except ValueError as problem:
+                raise ValueError(f"the take has a {kind!r} line that makes no sense: {problem}") from None
         return cls(requests, replies, tuple(commands))
 
 
+def _whole(line: Mapping[str, Any], key: str) -> int:
+    value = line[key]
+    if type(value) is not int:
+        raise ValueError(f"{key} is {value!r}; it is a whole number")
+    return value
+
+
 def _key(line: Mapping[str, Any]) -> Key:
-    return line["agent"], int(line["bar"]), str(line["beat"]), int(line["attempt"])
+    return line["agent"], _whole(line, "bar"), str(line["beat"]), _whole(line, "attempt")
 
 
 class ForcedTiming:

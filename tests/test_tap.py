@@ -16,6 +16,7 @@ import pytest
 from bridge import tap as taps
 from bridge.recorder import TakeReader, TakeWriter
 from bridge.tap import RecorderConfig, Tap, new_take, recorder_layout, run_recorder, take_header
+from realtime import io
 from realtime.buffers import Arena
 from realtime.clock import Meter, TempoChange, TempoMap
 from realtime.engine import EngineConfig, Memory, PartConfig, engine_layout
@@ -121,7 +122,7 @@ class Rig:
     """A recorder on a thread, with the test as engine and bridge."""
 
     def __init__(self, folder: Path) -> None:
-        self.arena = Arena.create({**engine_layout(CONFIG), **recorder_layout()})
+        self.arena = Arena.create({**engine_layout(CONFIG), **io.layout(CONFIG.spec), **recorder_layout()})
         self.memory = Memory.shared(self.arena, CONFIG)
         config = RecorderConfig(str(folder), CONFIG, take_header(CONFIG, "1", ""))
         self._thread = threading.Thread(target=run_recorder, args=(self.arena.handle, config))
@@ -195,7 +196,9 @@ def test_a_recording_ends_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     take = TakeReader(tmp_path / "take")
     assert take.frames == 5000
     assert take.end is not None
-    assert take.end.counters == {"agent_faults": 3, "recorder_lost_frames": 0}
+    counted = {name: count for name, count in take.end.counters.items() if count}
+    assert counted == {"agent_faults": 3}
+    assert take.end.counters["recorder_lost_frames"] == 0
     assert np.array_equal(take.stem("keys", 3000, 2000), sound(2000, 1, 3001))
     assert [line["frame"] for line in take.lines if line["type"] == "note"] == [0, 3000]
 
@@ -252,3 +255,20 @@ def test_a_disk_that_fails_is_told_once_and_the_take_is_closed(
     assert rig.note() == {"closed": RATE}
     rig.close()
     assert TakeReader(tmp_path / "take").frames == RATE
+
+
+def test_what_the_device_lost_is_a_line_and_a_counter_of_the_take(tmp_path: Path) -> None:
+    live = Rig(tmp_path / "take")
+    live.note()
+    live.arena.status("stream.status").publish(frame=4800)
+    live.arena.status("io.status").publish(xruns=1, lost_frames=300)
+    log = tmp_path / "take" / "take.jsonl"
+    until(lambda: "the device's ring ran empty" in log.read_text())
+    live.play(0, 480)
+    live.close()
+    take = TakeReader(tmp_path / "take")
+    assert [(xrun.frame, xrun.frames, xrun.cause) for xrun in take.xruns] == [
+        (4800, 300, "the device's ring ran empty")
+    ]
+    assert take.end is not None
+    assert (take.end.counters["xruns"], take.end.counters["overflows"]) == (1, 0)

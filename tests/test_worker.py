@@ -241,7 +241,7 @@ def test_an_agent_that_fails_to_take_in_what_sounded_costs_a_rung_and_nothing_ra
     ],
 )
 def test_an_agent_that_cannot_be_built_is_told_in_words(config: AgentConfig, words: str) -> None:
-    with pytest.raises(ValueError, match="keys|corpus|ecko") as problem:
+    with pytest.raises(ValueError, match=r"keys|corpus|ecko") as problem:
         build_agent(config)
     assert words in str(problem.value)
     assert "\n" not in str(problem.value)
