@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bridge.children import Children, signals_held
-from bridge.session import AgentTable, Session
+from bridge.session import MAX_BYTES, AgentTable, Session
 from bridge.tap import RecorderConfig, Tap, new_take, recorder_layout, run_recorder, take_header
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
 from realtime.messages import decode, encode, to_bytes
@@ -70,17 +71,20 @@ def version() -> str:
 def engine_config(session: Session, spec: StreamSpec, *, live: bool) -> EngineConfig:
     """Return everything the engine has to know.
 
-    Live, the clock starts with the count-in; a file brings its own downbeat.
+    Live, the clock starts with the count-in, or so many seconds before the first downbeat as the session says; a file
+    brings its own downbeat.
     """
     rate = spec.samplerate
-    downbeat = session.count_in_frame(rate) if live else session.downbeat_frame(rate)
+    downbeat = session.downbeat_frame(rate)
+    if live and not downbeat:
+        downbeat = session.count_in_frame(rate)
     monitor = Monitor(gain_db=session.mixer.monitor_gain_db, outputs=session.routed(session.mixer.monitor_outputs))
     metronome = Metronome(
         on=session.metronome.on, gain_db=session.metronome.gain_db, outputs=session.routed(session.metronome.outputs)
     )
     tempo_map = session.tempo_map(rate, downbeat)
     longest = max(float(timeline.meter.beats * 60 / timeline.tempo) for timeline in tempo_map.timelines)
-    return EngineConfig(
+    config = EngineConfig(
         spec=spec,
         tempo_map=tempo_map,
         seed=session.session.seed,
@@ -90,8 +94,11 @@ def engine_config(session: Session, spec: StreamSpec, *, live: bool) -> EngineCo
         monitor=monitor if session.mixer.monitor else None,
         monitor_delay_frames=spec.lead + spec.latency + 2 * spec.blocksize if live else 0,
         ceiling_db=session.mixer.ceiling_db,
+        first_bar=max(0, tempo_map.moment(0).bar),
         longest_span_seconds=max(LONGEST_SPAN_SECONDS, 1.25 * longest),
     )
+    config.mixer()  # what cannot be routed is refused here, before any process
+    return config
 
 
 def part_config(session: Session, agent: AgentTable) -> PartConfig:
@@ -99,7 +106,9 @@ def part_config(session: Session, agent: AgentTable) -> PartConfig:
     options = dict(agent.options)
     channels = agent.channels or 1
     if agent.kind == "corpus":
-        options["corpus"] = str(session.corpus_path(agent))
+        folder = session.corpus_path(agent)
+        channels = agent.channels or corpus_channels(folder)
+        options["corpus"] = str(folder)
     model = session.model_path(agent)
     if model is not None:
         options["model"] = str(model)
@@ -111,6 +120,21 @@ def part_config(session: Session, agent: AgentTable) -> PartConfig:
     )
     config = AgentConfig(agent.name, agent.kind, channels, options, agent.listens, agent.budget_seconds)
     return PartConfig(config, strip, agent.grid_beats, agent.follows)
+
+
+def corpus_channels(folder: Path) -> int:
+    """Return the channels of a corpus's widest recording; 1 where its description says nothing usable.
+
+    Only the description is read: the corpus itself is its worker's to open, and to refuse in words.
+    """
+    try:
+        description = folder / "corpus.toml"
+        if description.stat().st_size > MAX_BYTES:
+            return 1
+        sources = tomllib.loads(description.read_text(encoding="utf-8"))["sources"]
+        return min(64, max(1, *(int(source["channels"]) for source in sources)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
 
 
 # Input

@@ -228,7 +228,10 @@ def play(
     ] = None,
     bpm: Bpm = None,
     meter: MeterOption = None,
-    downbeat: Downbeat = None,
+    downbeat: Annotated[
+        float | None,
+        typer.Option("--downbeat", metavar="SECONDS", help="When the first bar starts, in place of the count-in."),
+    ] = None,
     seed: Seed = None,
     device: DeviceOption = None,
     lead: Lead = 0,

@@ -105,6 +105,11 @@ class EngineConfig:
     first_bar: int = 0
     longest_span_seconds: float = 8.0
 
+    def mixer(self) -> Mixer:
+        """Return the mixer of this band; ``ValueError`` where a routing makes no sense."""
+        strips = [part.strip for part in self.parts]
+        return Mixer(self.spec, strips, self.metronome, self.monitor, ceiling_db=self.ceiling_db)
+
 
 class Memory:
     """The rings the engine writes: what was heard, each stem, the mix. Readers are workers and the recorder."""
@@ -171,13 +176,7 @@ class Engine:
         # A change needs notice: two joins' time, so that no span is already decided, and not blocks, so that what is
         # too late is too late for any block size.
         self.transport = Transport(config.tempo_map, spec.lead + 2 * join_frames(spec.samplerate))
-        self.mixer = Mixer(
-            spec,
-            [part.strip for part in config.parts],
-            config.metronome,
-            config.monitor,
-            ceiling_db=config.ceiling_db,
-        )
+        self.mixer = config.mixer()
         self.parts = [self._part(config, part, port, log) for part, port in zip(config.parts, ports, strict=True)]
         by_name = {part.name: part for part in self.parts}
         for part, seat in zip(self.parts, config.parts, strict=True):

@@ -17,13 +17,13 @@ import soundfile
 from fakes import tones
 
 from bridge import app
-from bridge.app import FileInput, Live, render, replay, verdicts
+from bridge.app import FileInput, Live, engine_config, render, replay, verdicts
 from bridge.recorder import TakeReader
 from bridge.session import Session
 from bridge.wav import WavWriter
 from realtime.buffers import AudioRing
 from realtime.corpus import build
-from realtime.engine import Command
+from realtime.engine import Command, EngineConfig
 from realtime.protocols import Block
 from realtime.worker import RingHeard
 
@@ -414,3 +414,41 @@ def test_memory_that_does_not_fit_is_refused_before_it_is_touched(
     monkeypatch.setattr("bridge.app.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10_000_000))
     with pytest.raises(ValueError, match=r"10 MB of shared memory are free, this session needs \d+ MB.*--shm-size"):
         play(echo(corpus), None, lambda live: True, Said())
+
+
+# What a session becomes
+
+
+def config_of(text: str, *, live: bool = False) -> EngineConfig:
+    session = Session.parse(text)
+    return engine_config(session, session.spec(512), live=live)
+
+
+def test_the_stem_of_a_stereo_corpus_is_stereo(tmp_path: Path) -> None:
+    audio = np.concatenate([tones(32000, RATE, [220, 330]), tones(32000, RATE, [440, 550])], axis=1)
+    soundfile.write(tmp_path / "wide.wav", audio, RATE)
+    build([tmp_path / "wide.wav"], tmp_path / "corpus", bpm=120)
+    agent = f'[[agents]]\nname = "wide"\nkind = "corpus"\ncorpus = "{tmp_path / "corpus"}"\n'
+    assert config_of(agent).parts[0].agent.channels == 2
+    assert config_of(agent + "channels = 1\n").parts[0].agent.channels == 1
+    (tmp_path / "corpus" / "corpus.toml").write_text("no toml")
+    assert config_of(agent).parts[0].agent.channels == 1, "the agent's worker will say what is wrong"
+
+
+def test_a_monitor_that_cannot_be_routed_is_refused_before_anything_starts() -> None:
+    text = "[stream]\ninputs = [1, 2, 3]\n[mixer]\nmonitor = true\n"
+    with pytest.raises(ValueError, match="3 channels to 2 outputs"):
+        config_of(text)
+
+
+def test_live_the_first_bar_comes_after_the_count_in_or_when_it_is_told_to() -> None:
+    text = "[stream]\nsamplerate = 16000\n[transport]\nbpm = 120\ncount_in_bars = 1\n"
+    assert config_of(text, live=True).tempo_map.bar_frame(0) == 32000
+    assert config_of(text + "downbeat_seconds = 0.5\n", live=True).tempo_map.bar_frame(0) == 8000
+    assert config_of(text).tempo_map.bar_frame(0) == 0
+
+
+def test_a_downbeat_before_the_file_starts_leaves_out_the_bars_that_are_over() -> None:
+    config = config_of("[transport]\nbpm = 120\ndownbeat_seconds = -5.0\n")
+    assert config.first_bar == 2
+    assert config.tempo_map.bar_frame(3) == 48000
