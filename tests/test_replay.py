@@ -113,7 +113,7 @@ commands = st.one_of(
     script=st.lists(st.tuples(st.integers(0, 3 * RATE), commands), max_size=6),
     blocks=st.tuples(st.sampled_from([64, 300, 2048]), st.sampled_from([100, 1024])),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_whatever_went_wrong_goes_wrong_again(
     bpm: int,
     grid: Fraction,

@@ -33,18 +33,18 @@ def rows(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="sideman-bench-") as name:
         folder = Path(name)
         yield from grid_rows(folder, options)
-        yield from identity_rows(folder)
+        yield from identity_rows(folder, options)
         yield from material_rows(folder, options)
         yield from speed_rows(folder, options)
         yield from start_rows(folder, options)
         yield from live_rows(folder, options)
-        yield from restart_rows(folder)
+        yield from restart_rows(folder, options)
         yield from model_rows()
 
 
 def row(name: str, value: float, unit: str, goal: str, ok: bool | None, reason: str = "") -> Row:
     """Make a row of this suite."""
-    return Row(SUITE, name, value, unit, goal, ok, reason)
+    return Row(SUITE, name, float(value), unit, goal, None if ok is None else bool(ok), reason)
 
 
 def unmeasured(name: str, unit: str, goal: str, reason: str) -> Row:
@@ -124,7 +124,7 @@ def grid_rows(folder: Path, options: Options) -> Iterator[Row]:
     worst, expected, found_clicks = 0, 0, 0
     for index, (rate, bpm, meter, changes) in enumerate(GRIDS):
         session = Session.parse(session_text(corpora[rate], rate, bpm, meter, changes))
-        seconds = 12 if options.quick else 40
+        seconds = 5 if options.quick else 40
         out = folder / f"grid-{index}"
         render(session, write_noise(folder / f"noise-{index}.wav", seconds, rate), out)
         stem, _ = read(out / "stems" / "click.wav")
@@ -161,7 +161,7 @@ def grid_error(clicks: Any, beats: list[int]) -> int:
 # The same twice
 
 
-def identity_rows(folder: Path) -> Iterator[Row]:
+def identity_rows(folder: Path, options: Options) -> Iterator[Row]:
     """Block sizes, replay, and a replay of a changed log, on the built-in band."""
     from bridge.app import render, replay
     from bridge.demo import demo_session
@@ -169,13 +169,13 @@ def identity_rows(folder: Path) -> Iterator[Row]:
 
     session, player = demo_session(folder / "demo-corpora")
     audio, rate = read(player)
-    seconds = 20
+    seconds, short = (8, 1) if options.quick else (30, 4)
     write(folder / "player.wav", audio[: seconds * rate], rate, "FLOAT")
     takes = {}
     for blocksize in (64, 65, 300, 8192):
         takes[blocksize] = folder / f"block-{blocksize}"
         render(session, folder / "player.wav", takes[blocksize], blocksize=blocksize)
-    write(folder / "short.wav", audio[: 3 * rate], rate, "FLOAT")
+    write(folder / "short.wav", audio[: short * rate], rate, "FLOAT")
     for blocksize in (1, 64):
         takes[-blocksize] = folder / f"short-{blocksize}"
         render(session, folder / "short.wav", takes[-blocksize], blocksize=blocksize)
@@ -223,6 +223,7 @@ def change_one_unit(log: Path) -> None:
 def material_rows(folder: Path, options: Options) -> Iterator[Row]:
     """One stem as input, a corpus of another song: lengths, silence, and every unstretched unit found in its stem."""
     wanted = {"eif_francium": "128", "eif_lithium": "124", "muldjord_armygeddon": "170"}
+    pairs = [("other bars", 0)] if options.quick else [("another song", 1), ("other bars", 0)]
     songs = [] if options.material is None else [song for song in wanted if (options.material / song).is_dir()]
     if not songs or options.material is None:
         for name in (
@@ -234,14 +235,14 @@ def material_rows(folder: Path, options: Options) -> Iterator[Row]:
         return
     lags, lengths, silent, units = 0, 0, 0, 0
     for index, song in enumerate(songs):
-        other = songs[(index + 1) % len(songs)]
-        for label, source in (("another song", other), ("other bars", song)):
+        for label, ahead in pairs:
+            source = songs[(index + ahead) % len(songs)]
             take, session_rate = render_material(options.material, song, source, wanted, folder, label)
             wrong, found = units_elsewhere(take, session_rate)
             lags, units = lags + wrong, units + found
             lengths += wrong_lengths(take)
             silent += silent_bars(take)
-    note = f"{units} unstretched units in {2 * len(songs)} takes of {', '.join(songs)}"
+    note = f"{units} unstretched units in {len(pairs) * len(songs)} takes of {', '.join(songs)}"
     yield row("unstretched units found elsewhere", lags, "units", "0", lags == 0 and units > 0, note)
     yield row("stems of another length", lengths, "stems", "0", lengths == 0)
     yield row("silent bars while the input plays", silent, "bars", "0", silent == 0)
@@ -336,7 +337,7 @@ def speed_rows(folder: Path, options: Options) -> Iterator[Row]:
     from realtime.soundfiles import read, write
 
     demo_session(folder / "demo-corpora")
-    minutes = 30
+    minutes = 6 if options.quick else 30
     parts = [read(HERE / name)[0] for name in ("bass.flac", "marimba.flac", "player.flac")]
     lap = np.concatenate([part[: 48000 * 60] for part in parts])
     write(folder / "lap.flac", lap, SAMPLERATE)
@@ -351,7 +352,7 @@ def speed_rows(folder: Path, options: Options) -> Iterator[Row]:
     with one_core() as where:
         rendered = render(session, HERE / "player.flac", folder / "speed")
     factor = rendered.realtime_factor
-    yield row("offline, one corpus agent, 30-minute corpus", factor, "x", ">= 20", factor >= 20, where)
+    yield row(f"offline, one corpus agent, {minutes}-minute corpus", factor, "x", ">= 20", factor >= 20, where)
     speed = 60 * minutes / building
     yield row("building that corpus", speed, "x", ">= 20", speed >= 20, "the issue gives no goal; that of rendering")
 
@@ -376,7 +377,7 @@ def one_core() -> Iterator[str]:
 def start_rows(folder: Path, options: Options) -> Iterator[Row]:
     """How long imports, help and the first sound take."""
     python, sideman = sys.executable, str(Path(sys.executable).with_name("sideman"))
-    runs = 5 if options.quick else 20
+    runs = 3 if options.quick else 20
     for name, command in (
         ("import realtime.engine", [python, "-c", "import realtime, realtime.engine"]),
         ("sideman --help", [sideman, "--help"]),
@@ -390,7 +391,7 @@ def start_rows(folder: Path, options: Options) -> Iterator[Row]:
             return
         # a metronome in 32nds, for ever: whenever the ear is connected, it hears at once
         session = write_live_session(folder, bpm=400, meter="32/32")
-        runs = 3 if options.quick else 20
+        runs = 2 if options.quick else 20
         first = [first_audio_seconds(session, folder / f"first-{index}") for index in range(runs)]
         seconds = statistics.median(first)
         yield row(name, seconds, "s", goal, seconds <= 1, f"median of {runs}, at the server's port, JACK dummy")
@@ -603,7 +604,7 @@ def judge(table: Any, lead: int) -> tuple[int, int, float]:
 
 def live_rows(folder: Path, options: Options) -> Iterator[Row]:
     """Two agents, two busy threads in the bridge, minutes of it; the clicks are looped back from out to in."""
-    minutes = 1 / 4 if options.quick else 10
+    minutes = 1 / 12 if options.quick else 10
     names = ("attributable empty rings", "grid error, live, looped back")
     with jack_server("sideman-bench-live") as server:
         if not server:
@@ -670,7 +671,7 @@ def looped_error(take: Path) -> tuple[int, int]:
     return max(abs(way - usual) for way in ways), len(ways)
 
 
-def restart_rows(folder: Path) -> Iterator[Row]:
+def restart_rows(folder: Path, options: Options) -> Iterator[Row]:
     """Kill the audio server while the band plays, start it again, look at the clock and the sound."""
     names = ("sound after the server is back", "clock error over a server's death", "engine stalls meanwhile")
     with jack_server("sideman-bench-kill") as server:
@@ -684,11 +685,12 @@ def restart_rows(folder: Path) -> Iterator[Row]:
         session = Session.load(write_live_session(folder))
         with Live(session, None, lambda text: None, lead=LIVE_LEAD) as live:
             wait_for(live, lambda: live.status().device["state"] == 1)
-            with controlled(live, 11.0, folder) as table:
-                time.sleep(2)
+            alone = 1.0 if options.quick else 3.0
+            with controlled(live, 3 * alone + 3, folder) as table:
+                time.sleep(alone)
                 server.kill()
                 server.wait()
-                time.sleep(2)
+                time.sleep(alone)
                 begun_ns = time.monotonic_ns()
                 again = start_jack("sideman-bench-kill")
                 ready_ns = time.monotonic_ns()
