@@ -303,7 +303,9 @@ class Transport:
 
         One announced too late for its place counts from the first bar line that is far enough ahead.
         """
-        bar = change.bar
+        bar = max(change.bar, self.map.moment(now).bar)  # what is past cannot be changed, nor be counted up from
+        if bar > change.bar:
+            change = replace(change, bar=bar, beat=Fraction(0))
         while self.map.frame_at(self.map.downbeat(bar) + change.beat) - now < self._notice_frames:
             bar += 1
             change = replace(change, bar=bar, beat=Fraction(0))

@@ -47,7 +47,6 @@ class Voice:
         self.channels = channels
         self.join_frames = join_frames
         self._now: Material | None = None
-        self._since = 0  # frame of the last join: no crossfade reaches back beyond it
         self._joins: list[tuple[int, Material | None]] = []
         self._seam: Block | None = None
         self._seam_start = 0
@@ -73,9 +72,9 @@ class Voice:
         position, end = start, start + len(out)
         while position < end:
             at, coming = self._joins[0] if self._joins else (NEVER, None)
-            fade = max(at - self.join_frames, self._since)
+            fade = at - self.join_frames
             if position >= at:
-                self._now, self._since, self._seam = coming, at, None
+                self._now, self._seam = coming, None
                 self._joins.pop(0)
             elif position >= fade:
                 if self._seam is None:

@@ -393,3 +393,9 @@ def test_a_tempo_with_a_huge_exponent_is_refused_at_once() -> None:
         with pytest.raises(ValueError, match="tempo is"):
             as_tempo(huge)
     assert as_tempo("1.2e2") == 120
+
+
+def test_a_change_for_a_bar_long_past_counts_from_the_next_one_at_once() -> None:
+    transport = Transport(TempoMap.steady(48000, 120), 1000)
+    done = transport.announce(TempoChange(-(10**9), tempo=Fraction(90)), 100_000)
+    assert (done.bar, done.beat) == (2, 0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import Options, Row
+from rows import Options, Row
 
 SUITE = "core"
 PERIOD_FRAMES, SAMPLERATE = 128, 48000
