@@ -50,6 +50,8 @@ OFFLINE_BLOCKSIZE = 1024
 OFFLINE_BUDGET_SECONDS = 0.25
 """What an agent is held to take where nothing is measured: so a render does not depend on the machine."""
 LONGEST_SPAN_SECONDS = 8.0
+LEAST_LEAD_BLOCKS = 4
+"""With fewer the device's ring would run empty between two turns."""
 FIRST_SOUND_SECONDS = 1.0
 CLOSING_SECONDS = 10.0
 
@@ -481,6 +483,12 @@ class Live:
         chosen = lead or stream.lead
         if not chosen:
             chosen = choose_lead(self.realtime, measure_lateness(0.05), stream.samplerate, stream.blocksize)
+        if chosen < LEAST_LEAD_BLOCKS * stream.blocksize:
+            raise ValueError(
+                f"stream.lead is {chosen}; to play live with blocks of {stream.blocksize} it takes "
+                f"{LEAST_LEAD_BLOCKS * stream.blocksize} frames or more, or 0 to have it chosen; "
+                "did you give milliseconds?"
+            )
         self.config = engine_config(session, session.spec(chosen), live=True)
         self.names = [part.agent.name for part in self.config.parts]
         self.failed = False
@@ -630,7 +638,7 @@ class Live:
 
     def _take_down(self) -> None:
         for name in self.names:
-            self.arena.records(f"{name}.requests").post(to_bytes({"stop": True}))
+            self.arena[f"{name}.ending"][0] = 1
         if self._supervisor is not None:
             self._supervisor.stop()
         self._children.end()

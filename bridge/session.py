@@ -327,12 +327,11 @@ class Session(_Table):
         table: Any = document["transport"]
         for name, value in transport.items():
             table[name] = value
-        if agents:
-            players = tomlkit.aot()
-            for agent in agents:
-                players.append(tomlkit.item(_said(agent)))
-            document["agents"] = players
         text = tomlkit.dumps(document)
+        if agents:
+            first, *others = (tomlkit.dumps(_said(agent)) for agent in agents)
+            players = "\n[[agents]]\n".join((first + _notes(first), *others))
+            text = text.replace(_TEMPLATE_AGENT, players)
         cls.parse(text, "the new session")
         return text
 
@@ -854,6 +853,12 @@ def _said(table: BaseModel) -> dict[str, Any]:
     return said
 
 
+def _notes(said: str) -> str:
+    """Return the template's notes on those keys of an agent that it leaves out."""
+    lines = [line for line in _TEMPLATE_AGENT.splitlines(keepends=True) if line.startswith("# ")]
+    return "".join(line for line in lines if not re.search(rf"^{line.split()[1]} = ", said, re.MULTILINE))
+
+
 def _listed(value: Any) -> Any:
     """Turn tuples into lists, which is what TOML has."""
     if isinstance(value, dict):
@@ -863,13 +868,31 @@ def _listed(value: Any) -> Any:
     return value
 
 
-_TEMPLATE = """\
+_TEMPLATE_AGENT = """\
+name = "echo"           # letters, digits, _ and -; it names the stem's file
+kind = "echo"           # "corpus" re-orders recordings, "echo" plays the heard bar back
+# corpus = "corpora/piano"  # a folder that `sideman corpus build` wrote, relative to this file
+# model = ""            # "onset" lets a corpus agent hear how busy you are, and leave space
+# listens = "input"     # or another agent's name
+# follows = []          # agents that decide before this one, whose plans it is told
+# grid_beats = 0        # beats asked for at a time: 0 is the bar, 1 or "1/2" are less
+# channels = 0          # 0 is the kind's own
+# gain_db = 0.0         # its fader; a corpus sounds as loud as it was recorded
+# pan = 0.0             # -1 left to 1 right
+# mute = false
+# solo = false
+# outputs = []
+# budget_seconds = 0.0  # time to answer; 0 is measured live, 0.25 offline
+# options = {}          # the kind's own, for a corpus say { max_continuity = 4, taboo = 16 }
+"""
+
+_TEMPLATE = f"""\
 # A session of sideman: what is played, by whom, on what grid. Every key may be left out; what stands here
-# is its default unless the note beside it says otherwise. Play it: sideman play session.toml
+# is its default unless the note beside it says otherwise. Play it: sideman play FILE (this file)
 
 [session]
 name = "untitled"
-seed = 0                # every chance is drawn from it: the same seed plays the same choices
+seed = 0                # every chance is drawn from it; another number, other choices
 
 [stream]
 device = ""             # a part of the device's name; "" is the default device, "null" plays without one
@@ -877,14 +900,14 @@ samplerate = 48000      # frames per second; a device at another rate is resampl
 blocksize = 128         # frames mixed at a time
 inputs = [1]            # the device's inputs that are heard, counted from 1
 outputs = 2             # how many outputs there are
-lead = 0                # frames mixed ahead; 0 chooses and prints it
-latency = 0             # round trip in frames: what is heard is shifted back by it
+lead = 0                # frames mixed ahead of the loudspeaker; 0 measures this machine and prints its choice
+latency = 0             # frames from the loudspeaker back to the input; what is heard is shifted back by it
 
 [transport]
 bpm = 120               # quarter notes per minute; a fraction in quotes is exact: "240/7"
 meter = "4/4"
-count_in_bars = 1       # bars of click before bar 1 (by default 0)
-downbeat_seconds = 0.0  # for files: where bar 1 starts
+count_in_bars = 1       # live: bars of click before bar 1 (by default 0)
+downbeat_seconds = 0.0  # in a file: where bar 1 starts; live: when, in place of the count-in
 chart = []              # one entry a bar, repeating: ["Dm7 G7", "Cmaj7", "-"]; symbols share their bar evenly
 
 # A change of tempo or meter that is planned; as many as you like, in order:
@@ -908,22 +931,7 @@ gain_db = -12.0
 
 # Each agent plays a stem of its own.
 [[agents]]
-name = "echo"           # letters, digits, _ and -; it names the stem's file
-kind = "echo"           # "corpus" re-orders recordings, "echo" plays the heard bar back
-# corpus = "corpora/piano"  # a folder that `sideman corpus build` wrote, relative to this file
-# model = ""            # a model's folder, or its name in exported_models
-# listens = "input"     # or another agent's name
-# follows = []          # agents that decide before this one, whose plans it is told
-# grid_beats = 0        # beats asked for at a time: 0 is the bar, 1 or "1/2" are less
-# channels = 0          # 0 is the kind's own
-# gain_db = 0.0
-# pan = 0.0             # -1 left to 1 right
-# mute = false
-# solo = false
-# outputs = []
-# budget_seconds = 0.0  # time to answer; 0 is measured live, 0.25 offline
-# options = {}          # the kind's own settings
-
+{_TEMPLATE_AGENT}
 [take]
 folder = "takes"        # relative to this file
 record = true

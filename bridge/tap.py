@@ -26,7 +26,7 @@ CHUNK_FRAMES = 1 << 14
 TURN_SECONDS = 0.05
 NOTE_BYTES = 16 * 1024
 ORPHAN_SECONDS = 2.0
-"""How long the engine has to fade out when the bridge is gone."""
+"""When the bridge is gone the engine fades out at the next bar; one that stands still for so long is gone as well."""
 
 
 def take_header(config: EngineConfig, version: str, session: str) -> dict[str, object]:
@@ -83,9 +83,11 @@ class Tap:
         """Settle how far the next :meth:`drain` goes: to here.
 
         Whoever takes the log between the two has written down every decision before the sound that follows from
-        it, so that a kill at any moment leaves a take that can be replayed.
+        it, so that a kill at any moment leaves a take that can be replayed. Nothing goes beyond the mix: an engine
+        that was held up has heard more than it has answered, and a take ends where its sound does.
         """
-        self._marks = [ring.written for ring, _ in self._ways]
+        mixed = self._ways[-1][0].written
+        self._marks = [min(ring.written, mixed) for ring, _ in self._ways]
 
     def drain(self, end: int | None = None) -> None:
         """Take everything up to the mark, and not beyond frame ``end`` where it is given."""
@@ -200,13 +202,15 @@ class _Ending:
     def __init__(self, arena: Arena) -> None:
         self._place, self._orders = arena["place"], arena.records("recorder.orders")
         self._parent = multiprocessing.parent_process()
-        self._orphaned = 0.0
+        self._seen, self._moved = -1, 0.0  # how far the orphaned engine was, and when it came there
 
     def due(self) -> bool:
-        """Whether the engine has stopped, the bridge has said so, or it has been gone for a while."""
+        """Whether the engine has stopped, the bridge has said so, or both are gone."""
         if self._place[3] or self._orders.take() is not None:
             return True
         if self._parent is None or self._parent.is_alive():
             return False
-        self._orphaned = self._orphaned or time.monotonic()
-        return time.monotonic() - self._orphaned > ORPHAN_SECONDS
+        frame, now = int(self._place[0]), time.monotonic()
+        if frame != self._seen:
+            self._seen, self._moved = frame, now
+        return now - self._moved > ORPHAN_SECONDS

@@ -30,18 +30,20 @@ from realtime.buffers import (
     record_layout,
     ring_layout,
 )
-from realtime.clock import TempoChange, TempoMap, Transport, as_tempo
-from realtime.messages import decode, encode, to_bytes
+from realtime.clock import Meter, TempoChange, TempoMap, Transport, as_tempo
+from realtime.messages import encode, field_names, from_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
-from realtime.protocols import Action, Block, Chord, Log, StreamSpec
+from realtime.protocols import Action, Block, Chord, Log, Origin, SpanRequest, StreamSpec
 from realtime.scheduler import LiveTiming, Part, Port, Timing
 from realtime.voice import NEVER, Voice
-from realtime.worker import AgentConfig, ProcessPort, worker_layout
+from realtime.worker import RECORD_BYTES, AgentConfig, ProcessPort, worker_layout
 
 HISTORY_SECONDS = 60
-"""What agents can look back on."""
+"""What agents can look back on at least; three of the longest bars if that is more."""
+LONGEST_RAMP_BEATS = 128
+"""Of a change that is announced while the music plays: every beat of it costs the engine time."""
 STOP_FADE_SECONDS = 0.1
-LOG_RECORDS, LOG_BYTES = 512, 32 * 1024
+LOG_RECORDS, LOG_BYTES = 512, RECORD_BYTES + 1024  # what a worker can answer fits into a line about it
 COMMAND_RECORDS, COMMAND_BYTES = 256, 1024
 
 
@@ -49,9 +51,9 @@ COMMAND_RECORDS, COMMAND_BYTES = 256, 1024
 class Command:
     """Something the bridge lets through, checked and typed.
 
-    ``do`` is ``"stop"``, ``"tempo"`` (with ``change``), ``"action"`` (``target`` is the agent, ``name`` what it
-    declares), ``"metronome"`` (0 or 1), or a fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1),
-    ``"mute"``, ``"solo"`` (0 or 1).
+    ``do`` is ``"stop"`` (at once, or on the next bar line where ``name`` is ``"bar"``), ``"tempo"`` (with
+    ``change``), ``"action"`` (``target`` is the agent, ``name`` what it declares), ``"metronome"`` (0 or 1), or a
+    fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1).
     """
 
     do: str
@@ -105,6 +107,11 @@ class EngineConfig:
     first_bar: int = 0
     longest_span_seconds: float = 8.0
 
+    @property
+    def history_frames(self) -> int:
+        """Length of the rings of what was heard and played."""
+        return round(max(HISTORY_SECONDS, 3 * self.longest_span_seconds) * self.spec.samplerate)
+
     def mixer(self) -> Mixer:
         """Return the mixer of this band; ``ValueError`` where a routing makes no sense."""
         strips = [part.strip for part in self.parts]
@@ -120,7 +127,7 @@ class Memory:
     @classmethod
     def private(cls, config: EngineConfig) -> Memory:
         """Return rings on this process's own memory."""
-        frames = HISTORY_SECONDS * config.spec.samplerate
+        frames = config.history_frames
         stems = {part.agent.name: AudioRing.private(frames, part.agent.channels) for part in config.parts}
         return cls(
             AudioRing.private(frames, config.spec.inputs), stems, AudioRing.private(frames, config.spec.outputs)
@@ -184,7 +191,7 @@ class Engine:
             part.followers = tuple(by_name[other.agent.name] for other in config.parts if part.name in other.follows)
         self._leaders_first = sorted(self.parts, key=_following)
         self.counters = counters if counters is not None else {}
-        self.counters |= {"dropped_commands": 0, "late_changes": 0}
+        self.counters |= {"dropped_commands": 0, "late_changes": 0, "input_nan_frames": 0}
         self.spec, self._log, self._take_command = spec, log, take_command
         self._timing = timing or LiveTiming(spec.lead, lambda: self.heard)
         self._script = list(script)
@@ -206,7 +213,11 @@ class Engine:
         )  # fmt: skip
 
     def hear(self, block: Block) -> None:
-        """Take the next input, ``(frames, inputs)``."""
+        """Take the next input, ``(frames, inputs)``; NaN and infinity become silence and are counted."""
+        sound = np.isfinite(block)
+        if not sound.all():
+            self.counters["input_nan_frames"] += len(block) - int(np.count_nonzero(sound.all(axis=1)))
+            block = np.where(sound, block, np.float32(0))
         self.memory.inputs.write(self.heard, block)
         self.heard += len(block)
 
@@ -237,11 +248,6 @@ class Engine:
             "nan_frames": int(self.mixer.nan_frames.sum()),
             "limited_frames": self.mixer.limited_frames,
         }
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the end is settled."""
-        return self._stop_at < NEVER
 
     def _do_what_is_due(self) -> int:
         """Do everything due at the mixing cursor; return the frame of the next thing."""
@@ -278,9 +284,7 @@ class Engine:
         self._next_event = now
         try:
             if command.do == "stop":
-                self._stop_at = min(self._stop_at, now + round(STOP_FADE_SECONDS * self.spec.samplerate))
-                for part in self.parts:
-                    self.mixer.set_mute(part.name, True, now)
+                self._stop(now, command.name == "bar")
             elif command.do == "tempo" and command.change is not None:
                 self._change_tempo(command.change, now)
             elif command.do == "action":
@@ -293,6 +297,14 @@ class Engine:
             self._log({"type": "dropped", "frame": now, "command": encode(command), "why": str(error)})
             return
         self._log({"type": "command", "frame": now, "command": encode(command)})
+
+    def _stop(self, now: int, at_bar: bool) -> None:
+        """Settle the end, and the fade before it."""
+        fade_frames, tempo_map = round(STOP_FADE_SECONDS * self.spec.samplerate), self.transport.map
+        end = tempo_map.bar_frame(tempo_map.moment(now).bar + 1) if at_bar else now
+        self._stop_at = min(self._stop_at, max(end, now + fade_frames))
+        for name in self.mixer.names:
+            self.mixer.set_mute(name, True, self._stop_at - fade_frames)
 
     def _set_fader(self, command: Command, now: int) -> None:
         levels = {"gain": self.mixer.set_gain, "pan": self.mixer.set_pan}
@@ -307,6 +319,8 @@ class Engine:
     def _change_tempo(self, change: TempoChange, now: int) -> None:
         if change.tempo is not None:
             change = replace(change, tempo=as_tempo(change.tempo))
+        if not (0 <= change.ramp_beats <= LONGEST_RAMP_BEATS and 0 <= change.beat < Meter(32, 1).beats):
+            raise ValueError(f"a tempo change on beat {change.beat} of a bar, over {change.ramp_beats} beats")
         done = self.transport.announce(change, now)
         self.counters["late_changes"] += done != change
         for part in self.parts:
@@ -325,10 +339,10 @@ def _following(part: Part) -> int:
 
 def engine_layout(config: EngineConfig) -> Layout:
     """Return every shared array that the engine, its workers and the recorder meet in."""
-    rate = config.spec.samplerate
+    frames, rate = config.history_frames, config.spec.samplerate
     layout: Layout = {
-        **ring_layout("input", HISTORY_SECONDS * rate, config.spec.inputs),
-        **ring_layout("mix", HISTORY_SECONDS * rate, config.spec.outputs),
+        **ring_layout("input", frames, config.spec.inputs),
+        **ring_layout("mix", frames, config.spec.outputs),
         **record_layout("commands", COMMAND_RECORDS, COMMAND_BYTES),
         **record_layout("log", LOG_RECORDS, LOG_BYTES),
         "meters": (np.dtype("f4"), (len(config.parts) + 2 + config.spec.outputs, 2)),  # 2: monitor, metronome
@@ -336,7 +350,7 @@ def engine_layout(config: EngineConfig) -> Layout:
         "place": (np.dtype("i8"), (4,)),
     }
     for part in config.parts:
-        layout |= ring_layout(f"stem.{part.agent.name}", HISTORY_SECONDS * rate, part.agent.channels)
+        layout |= ring_layout(f"stem.{part.agent.name}", frames, part.agent.channels)
         layout |= worker_layout(part.agent, config.spec, round(config.longest_span_seconds * rate))
     return layout
 
@@ -349,12 +363,13 @@ class LogQueue:
 
     def __call__(self, line: dict[str, object]) -> None:
         """Post one line."""
-        if not self._records.post(to_bytes(line)):
+        record = json.dumps(line, default=encode, ensure_ascii=False, separators=(",", ":"))
+        if not self._records.post(record.encode()):
             self._counters["dropped_log_lines"] += 1
 
 
 class CommandQueue:
-    """The engine's end of the way from the bridge. A bridge that has died says stop."""
+    """The engine's end of the way from the bridge. A bridge that has died says stop, on the next bar line."""
 
     def __init__(self, records: RecordRing, counters: dict[str, int]) -> None:
         self._records, self._counters = records, counters
@@ -370,12 +385,12 @@ class CommandQueue:
         """Return the next command, ``None`` if there is none; what is no command is counted."""
         if self._orphaned:
             self._orphaned = False
-            return Command("stop")  # nobody is left to say so
+            return Command("stop", name="bar")  # nobody is left to say so
         record = self._records.take()
         if record is None:
             return None
         try:
-            return decode(Command, json.loads(record))
+            return from_bytes(Command, record)
         except ValueError:
             self._counters["dropped_commands"] += 1
             return None
@@ -383,6 +398,8 @@ class CommandQueue:
 
 def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]) -> Engine:
     """Build the engine on shared memory, with a port to each worker."""
+    for kind in (Command, SpanRequest, Origin):
+        field_names(kind)  # how a type travels is found out the first time, which takes milliseconds
     counters = {"dropped_log_lines": 0, "dropped_commands": 0}
     log, commands = LogQueue(arena.records("log"), counters), CommandQueue(arena.records("commands"), counters)
     ports = [
@@ -420,7 +437,8 @@ def run_engine(handle: ArenaHandle, config: EngineConfig, wakes: Sequence[Semaph
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
     arena = Arena.attach(handle)
     engine = shared_engine(arena, config, wakes)
-    stream = DeviceStream(config.spec, arena) if device else NullStream(config.spec)
+    status = arena.status("stream.status")
+    stream = DeviceStream(config.spec, arena) if device else NullStream(config.spec, status=status)
     gc.collect()
     gc.freeze()
     gc.disable()

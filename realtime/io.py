@@ -101,7 +101,7 @@ class IoConfig:
 
 def layout(spec: StreamSpec) -> Layout:
     """Arrays that the device process, its supervisor and :class:`~realtime.stream.DeviceStream` share."""
-    frames = RING_SECONDS * spec.samplerate
+    frames = max(RING_SECONDS * spec.samplerate, 4 * spec.lead)
     return {
         **ring_layout("io.input", frames, spec.inputs),  # written by the device process
         **ring_layout("io.output", frames, spec.outputs),  # written by the engine
@@ -924,8 +924,9 @@ def run_io(handle: ArenaHandle, config: IoConfig) -> None:
     """Serve the device until told to stop. Body of the device process, which does nothing else.
 
     A device that cannot be opened is tried again four times a second, with one sentence for each new reason.
-    Returns when the supervisor says so, when the parent is gone, or when the device has died. What PortAudio then
-    still holds may hang on closing, so the process has to end without (:func:`_io_process` does).
+    Returns when the supervisor says so, when the device has died, or when the parent is gone and the engine has
+    ended. What PortAudio then still holds may hang on closing, so the process has to end without (:func:`_io_process`
+    does).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
     arena = Arena.attach(handle)
@@ -955,7 +956,7 @@ def _io_process(handle: ArenaHandle, config: IoConfig) -> None:
 
 
 def _serve(arena: Arena, loop: DeviceLoop) -> None:
-    while not _told_to_stop(arena):
+    while not _over(arena):
         for _ in range(64):
             loop.turn(time.monotonic_ns())
             time.sleep(_TURN_SECONDS)
@@ -964,7 +965,7 @@ def _serve(arena: Arena, loop: DeviceLoop) -> None:
 def _open_port(arena: Arena, config: IoConfig) -> RtmixerPort | None:
     """Try until it succeeds; ``None`` if told to stop before."""
     said = ""
-    while not _told_to_stop(arena):
+    while not _over(arena):
         try:
             return RtmixerPort(config, rescan=bool(said))
         except DeviceError as error:
@@ -974,9 +975,16 @@ def _open_port(arena: Arena, config: IoConfig) -> RtmixerPort | None:
     return None
 
 
-def _told_to_stop(arena: Arena) -> bool:
+def _over(arena: Arena) -> bool:
+    """Whether the supervisor said stop, or is gone and the engine has played its last frame or is gone too."""
     parent = multiprocessing.parent_process()
-    return bool(arena.status("io.control").read()["stop"]) or (parent is not None and not parent.is_alive())
+    if arena.status("io.control").read()["stop"]:
+        return True
+    if parent is None or parent.is_alive():
+        return False
+    stream = arena.status("stream.status").read()
+    played = stream["stopped"] and stream["frame"] >= stream["mixed"]
+    return bool(played or time.monotonic_ns() - stream["time_ns"] > SECOND_NS)
 
 
 def _tell(arena: Arena, state: int, text: str = "") -> None:

@@ -83,7 +83,8 @@ class Piece:
     source_frame, source_frames
         Where the run starts in the source and how long it is there, in frames of the source's own rate.
     at, frames
-        Where it lies in the clip, in output frames from the clip's start, and how long it is there.
+        Where it lies in the span, in output frames from the span's first frame (``Clip.audio[lead_in]``), and how
+        long it is there. What precedes it in its source may sound before ``at``, in the crossfade.
     unit
         Index in the corpus, -1 where there is none.
     stretched

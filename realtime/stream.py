@@ -132,6 +132,41 @@ class OfflineStream:
         return np.concatenate([block, np.zeros((count - len(block), self.spec.inputs), np.float32)])
 
 
+class Lateness:
+    """Counts what was due before it was mixed.
+
+    Attributes
+    ----------
+    underruns, frames
+        How often that was so, and how many frames were late.
+    """
+
+    def __init__(self) -> None:
+        self.underruns = self.frames = 0
+        self._until = 0
+
+    def count(self, due: int, process: Process) -> None:
+        """Look once: ``due`` is the end of what has been asked for."""
+        known = max(process.mixed, self._until)
+        if due <= known or process.stopped:
+            return
+        self.underruns += process.mixed >= self._until  # else still the same one
+        self.frames += due - known
+        self._until = due
+
+    def publish(self, status: StatusBlock, process: Process, frame: int, time_ns: int) -> None:
+        """Tell how the stream stands: ``frame`` leaves for the loudspeaker at ``time_ns``."""
+        status.publish(
+            frame=frame,
+            time_ns=time_ns,
+            mixed=process.mixed,
+            heard=process.heard,
+            underruns=self.underruns,
+            late_frames=self.frames,
+            stopped=process.stopped,
+        )
+
+
 class NullStream:
     """A stream to nowhere, at the pace of the wall clock: silence in, nothing out.
 
@@ -141,6 +176,13 @@ class NullStream:
         ``lead`` frames are kept mixed ahead of the clock.
     clock, sleep
         Monotonic nanoseconds, and a wait in seconds; tests give their own.
+    status
+        Where it tells how it stands: :data:`STREAM_FIELDS`.
+
+    Attributes
+    ----------
+    late
+        What was due before it was mixed.
     """
 
     def __init__(
@@ -148,21 +190,27 @@ class NullStream:
         spec: StreamSpec,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
+        status: StatusBlock | None = None,
     ) -> None:
         self.spec = spec
+        self.late = Lateness()
         self._clock = clock
         self._sleep = sleep
+        self._status = status or StatusBlock.private(STREAM_FIELDS)
 
     def run(self, process: Process) -> None:
         """Drive ``process`` until it has stopped."""
         origin, begun_ns = process.mixed - self.spec.lead, self._clock()
         wake_seconds = _wake_seconds(self.spec)
         while not process.stopped:
-            now = origin + frames_in(self._clock() - begun_ns, self.spec.samplerate)
+            time_ns = self._clock()
+            now = origin + frames_in(time_ns - begun_ns, self.spec.samplerate)
+            self.late.count(now, process)
             for block in _silence(process.heard, now - self.spec.latency, self.spec.inputs):
                 process.hear(block)
             while process.mixed < now + self.spec.lead and not process.stopped:
                 process.mix(min(self.spec.blocksize, now + self.spec.lead - process.mixed))
+            self.late.publish(self._status, process, now, time_ns)
             self._sleep(wake_seconds)
 
 
@@ -186,8 +234,8 @@ class DeviceStream:
 
     Attributes
     ----------
-    underruns, late_frames
-        How often a frame was due before it was mixed, and how many were.
+    late
+        What was due before it was mixed.
     """
 
     def __init__(
@@ -199,9 +247,7 @@ class DeviceStream:
         patience_seconds: float = 5.0,
     ) -> None:
         self.spec = spec
-        self.underruns = 0
-        self.late_frames = 0
-        self._late_until = 0
+        self.late = Lateness()
         self._arena = arena  # the memory is unmapped when the last reference to it goes
         self._input: AudioRing = arena.ring("io.input")
         self._output: AudioRing = arena.ring("io.output")
@@ -223,9 +269,9 @@ class DeviceStream:
             now = playhead.advance(time_ns, device)
             self._hear(process, now, playhead.follows, device)
             # Due is what the device has taken, not what time alone would have: it may have stood still as well.
-            self._count_late(device["playhead"] if playhead.follows else now, process)
+            self.late.count(device["playhead"] if playhead.follows else now, process)
             behind = self._mix(process, now)
-            self._publish(process, now, time_ns)
+            self.late.publish(self._status, process, now, time_ns)
             if process.stopped and now >= process.mixed:
                 return
             if not behind:
@@ -244,7 +290,8 @@ class DeviceStream:
         """Take what has come in. Where nothing comes, silence is heard, so that the hearing keeps up."""
         due = now - self.spec.latency
         if alive and device["has_input"]:
-            due -= frames_in(STALE_NS, self.spec.samplerate)  # later than that, and it does not come any more
+            # Later than that, and it does not come any more. A long block comes only when it is over.
+            due -= max(frames_in(STALE_NS, self.spec.samplerate), 2 * self.spec.blocksize)
         end = max(due, self._input.written)
         while process.heard < end:
             process.hear(self._input.read(process.heard, min(end, process.heard + _HEAR_FRAMES)))
@@ -258,25 +305,6 @@ class DeviceStream:
             start = process.mixed
             self._output.write(start, process.mix(count))
         return process.mixed < now + self.spec.lead and not process.stopped
-
-    def _count_late(self, due: int, process: Process) -> None:
-        known = max(process.mixed, self._late_until)
-        if due <= known or process.stopped:
-            return
-        self.underruns += process.mixed >= self._late_until  # else still the same one
-        self.late_frames += due - known
-        self._late_until = due
-
-    def _publish(self, process: Process, now: int, time_ns: int) -> None:
-        self._status.publish(
-            frame=now,
-            time_ns=time_ns,
-            mixed=process.mixed,
-            heard=process.heard,
-            underruns=self.underruns,
-            late_frames=self.late_frames,
-            stopped=process.stopped,
-        )
 
 
 class Playhead:

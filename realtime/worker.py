@@ -308,6 +308,7 @@ def worker_layout(config: AgentConfig, spec: StreamSpec, longest_span_frames: in
         **record_layout(f"{config.name}.replies", 32, RECORD_BYTES),
         **record_layout(f"{config.name}.text", 4, TEXT_BYTES),
         **status_layout(f"{config.name}.worker", _STATUS),
+        f"{config.name}.ending": (np.dtype("i8"), (1,)),  # written by the bridge
         f"{config.name}.clips": (np.dtype("f4"), (SLOTS, frames, config.channels)),
     }
 
@@ -348,7 +349,7 @@ class ProcessPort:
         if not self._free:
             return "no free clip slot"
         slot = self._free[-1]
-        if not self._requests.post(to_bytes({"play": encode(request), "slot": slot})):
+        if not self._requests.post(to_bytes({"play": request, "slot": slot})):
             return "request queue full"
         self._free.pop()
         self._wake.release()
@@ -356,8 +357,7 @@ class ProcessPort:
 
     def confirm(self, span: Span, origin: Origin | None) -> None:
         """Tell the worker."""
-        message = {"confirm": encode(span), "origin": None if origin is None else encode(origin)}
-        self._requests.post(to_bytes(message))
+        self._requests.post(to_bytes({"confirm": span, "origin": origin}))
         self._wake.release()
 
     def take(self, now: int) -> Reply | None:
@@ -425,8 +425,8 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
     gc.freeze()
     runner.hear_up_to(heard.settled(name, config.spec.lead))  # the bars that went by while it loaded
     status.publish(state=STATE_ARMED, budget_seconds=budget_seconds, warm_up_runs=runs)
-    spans = 0
-    while os.getppid() == parent:
+    spans, ending = 0, arena[f"{name}.ending"]
+    while os.getppid() == parent and not ending[0]:
         settled = heard.settled(name, config.spec.lead)  # looked at before the queue is
         if not requests.waiting:
             runner.hear_up_to(settled)
@@ -436,8 +436,6 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
         while (record := requests.take()) is not None:
             batch.append(json.loads(record))
         for index, message in enumerate(batch):
-            if "stop" in message:
-                return
             if "confirm" in message:
                 origin = message["origin"]
                 runner.confirm(decode(Span, message["confirm"]), None if origin is None else decode(Origin, origin))

@@ -324,6 +324,13 @@ def test_an_agent_without_its_corpus_says_so_and_the_others_play(corpus: Path, t
     assert {span.agent for span in TakeReader(tmp_path / "take").spans} >= {"echo"}
 
 
+def test_a_lead_that_could_only_run_empty_is_refused_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stream\.lead is 511.* 512 frames or more"):
+        Live(band(corpus), tmp_path / "take", print, lead=511)
+    assert Live(band(corpus), tmp_path / "take", print, lead=512).config.spec.lead == 512
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_corpus_folder_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"agents\.keys\.corpus: .* does not exist"):
         Live(band(tmp_path / "nothing"), tmp_path / "take", print)

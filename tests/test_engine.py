@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs import RATE, ClickAgent, NoiseAgent, Rig
 
+from realtime.buffers import RecordRing
 from realtime.clock import Meter, TempoChange, TempoMap
-from realtime.engine import Command
-from realtime.mixer import Monitor
+from realtime.engine import LOG_BYTES, Command, CommandQueue, engine_layout
+from realtime.mixer import Metronome, Monitor
 from realtime.protocols import Block, SpanRequest
 from realtime.voice import NEVER
+from realtime.worker import RECORD_BYTES
 
 
 def clicks(stem: Block) -> list[int]:
@@ -242,6 +244,71 @@ def test_stop_fades_and_ends() -> None:
     assert len(mix) == RATE + 4800
     assert np.abs(mix[: RATE - 100]).max() > 0.1
     assert not mix[RATE + 960 :].any()
+
+
+def test_what_a_device_brings_that_is_no_sound_is_heard_as_silence_and_counted() -> None:
+    source = np.full((RATE, 1), 0.25, np.float32)
+    source[1000:1010], source[2000] = np.nan, np.inf
+    rig = Rig({"a": NoiseAgent()}, monitor=Monitor(outputs=(0,)))
+    rig.run(RATE, source)
+    heard = rig.memory.inputs.read(0, RATE)
+    assert np.array_equal(heard, np.where(np.isfinite(source), source, 0))
+    assert rig.engine.summary()["input_nan_frames"] == 11
+
+
+def test_a_bridge_that_has_died_stops_the_music_on_the_bar_line() -> None:
+    rig = Rig({"a": NoiseAgent()}, script=[(3 * RATE, Command("stop", name="bar"))])
+    mix = rig.run(10 * RATE)
+    assert len(mix) == 4 * RATE, "bars of 120 bpm are two seconds"
+    assert np.abs(mix[4 * RATE - 4800 - 100 : 4 * RATE - 4800]).max() > 0.1
+    assert not mix[-1].any()
+
+
+@pytest.mark.parametrize(
+    "record", [b"[" * 1023, b"nonsense", b"null", b"\xff", b'{"do":"tempo","change":{"bar":"x"}}']
+)
+def test_what_is_no_command_is_counted(record: bytes) -> None:
+    records, counters = RecordRing.private(4, 1024), {"dropped_commands": 0}
+    commands = CommandQueue(records, counters)
+    assert records.post(record)
+    assert commands() is None
+    assert counters == {"dropped_commands": 1}
+
+
+def test_stop_fades_everything_that_is_heard() -> None:
+    monitor, metronome = Monitor(outputs=(0,)), Metronome(on=True, outputs=(1,))
+    stop = [(RATE, Command("stop"))]
+    rig = Rig({"a": NoiseAgent()}, script=stop, monitor=monitor, metronome=metronome)
+    mix = rig.run(10 * RATE, np.full((10 * RATE, 1), 0.25, np.float32))
+    assert np.abs(mix[RATE - 10 : RATE, 0]).max() > 0.1
+    assert not mix[RATE + 960 :].any(), "the player's own sound must not be cut off at full level"
+
+
+@pytest.mark.parametrize("change", [TempoChange(3, Fraction(0), Fraction(90), None, 10**9),
+                                    TempoChange(3, Fraction(0), Fraction(90), None, -1),
+                                    TempoChange(3, Fraction(-1), Fraction(90)),
+                                    TempoChange(3, Fraction(10**6), Fraction(90))])  # fmt: skip
+def test_a_tempo_change_that_would_hold_the_engine_up_or_lies_nowhere_is_refused(change: TempoChange) -> None:
+    rig = Rig({"a": NoiseAgent()}, script=[(1000, Command("tempo", change=change))])
+    before = rig.engine.transport.map
+    rig.run(RATE)
+    assert rig.engine.counters["dropped_commands"] == 1
+    assert rig.engine.transport.map is before
+
+
+def test_history_holds_the_bars_that_agents_look_back_on() -> None:
+    def capacity(longest_span_seconds: float) -> int:
+        rig = Rig({"a": NoiseAgent()}, longest_span_seconds=longest_span_seconds)
+        shared = engine_layout(rig.config)["input.audio"][1][0]
+        assert rig.memory.inputs.capacity == shared
+        return int(shared)
+
+    assert capacity(8.0) == 60 * RATE
+    assert capacity(45.0) == 135 * RATE, "two bars and the one that sounds"
+
+
+def test_whatever_a_worker_can_answer_fits_into_a_line_of_the_take() -> None:
+    assert LOG_BYTES >= RECORD_BYTES + 512
 
 
 def test_a_command_that_makes_no_sense_is_counted_and_the_music_goes_on() -> None:

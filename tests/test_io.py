@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -234,7 +235,7 @@ def test_an_engine_held_up_leaves_silence_and_the_grid(rig: Rig) -> None:
     rig.engine_holds = [(1.0, 0.1)]
     _, stream = rig.play(2.0)
     status = rig.status()
-    assert stream.underruns == 1
+    assert stream.late.underruns == 1
     assert status["xruns"] == 0, "the ring is padded, its action goes on"
     assert status["starved"] >= 1
     assert status["starved_frames"] == pytest.approx(0.1 * 48_000 - SPEC.lead, abs=600)
@@ -284,7 +285,7 @@ def test_a_new_device_takes_up_the_grid_of_the_old_one(rig: Rig) -> None:
     rig.tick = fail_and_return  # type: ignore[method-assign]
     process, stream = rig.play(4.0)
     assert rig.device is not first
-    assert stream.underruns == 0
+    assert stream.late.underruns == 0
     [before], [after] = grid_offsets(first.played), grid_offsets(rig.device.played)
     moved_seconds = (rig.device._begun_ns - first._begun_ns) / SECOND_NS
     assert abs(after - before + round(moved_seconds * 48_000)) <= 48, "to a millisecond, as the loop looks"
@@ -561,3 +562,32 @@ def test_the_device_list_survives_a_process_that_says_nothing(monkeypatch: pytes
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(stdout="noise\n", returncode=-6))
     with pytest.raises(io.DeviceError, match="code -6"):
         io.list_devices()
+
+
+def test_an_orphaned_device_process_plays_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine fades out at the next bar when the bridge has died; a device that went at once would cut it off."""
+
+    class Gone:
+        @staticmethod
+        def is_alive() -> bool:
+            return False
+
+    arena = Arena.create(io.layout(SPEC))
+    assert not io._over(arena)
+    monkeypatch.setattr("realtime.io.multiprocessing.parent_process", Gone)
+    stream = arena.status("stream.status")
+    stream.publish(time_ns=time.monotonic_ns() + 60 * SECOND_NS, frame=100, mixed=1124)
+    assert not io._over(arena)
+    stream.publish(stopped=1)
+    assert not io._over(arena), "the last frames have not left yet"
+    stream.publish(frame=1124)
+    assert io._over(arena)
+    stream.publish(stopped=0, time_ns=1)
+    assert io._over(arena), "the engine is gone as well"
+    arena.close()
+    arena.unlink()
+
+
+def test_the_shared_ring_holds_what_is_mixed_ahead_of_slow_and_long_blocks() -> None:
+    spec = StreamSpec(8000, blocksize=8192, lead=32768)
+    assert io.layout(spec)["io.output.audio"][1][0] >= 2 * spec.lead

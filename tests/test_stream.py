@@ -179,6 +179,23 @@ def test_null_stream_keeps_lead_ahead_of_the_clock() -> None:
     assert not process.all_input().any()
 
 
+def test_null_stream_counts_what_was_due_before_it_was_mixed(arena: Arena) -> None:
+    world, held = World(), [True]
+
+    def sleep(seconds: float) -> None:
+        world.sleep(seconds)
+        if held and world.now_ns > world.at(1.0):
+            held.clear()
+            world.sleep(0.5)
+
+    stream = NullStream(SPEC, world.clock, sleep, arena.status("stream.status"))
+    stream.run(Ramp(2 * 48_000))
+    told = arena.status("stream.status").read()
+    assert (stream.late.underruns, told["underruns"]) == (1, 1)
+    assert told["late_frames"] == stream.late.frames == pytest.approx(24_000 - SPEC.lead, abs=300)
+    assert told["mixed"] == 96_000
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 20 * MS), st.booleans(), st.integers(-100_000, 100_000), st.integers(0, 400 * MS)),
@@ -252,7 +269,7 @@ def test_device_stream_writes_every_frame_at_its_index(arena: Arena) -> None:
     ring = arena.ring("io.output")
     assert ring.written == process.mixed
     assert np.array_equal(ring.read(0, 96_000)[:, 0], np.arange(1, 96_001))
-    assert stream.underruns == 0
+    assert stream.late.underruns == 0
 
 
 def test_clock_goes_on_when_the_device_dies_and_keeps_the_grid_when_it_is_back(arena: Arena) -> None:
@@ -263,7 +280,7 @@ def test_clock_goes_on_when_the_device_dies_and_keeps_the_grid_when_it_is_back(a
         wall = frames_in(time_ns - world.at(0), 48_000) - SPEC.lead
         assert abs(frame - wall) <= 2 * SPEC.blocksize  # the device tells whole blocks
         assert mixed >= min(frame + SPEC.lead, 4 * 48_000)
-    assert stream.underruns == 0
+    assert stream.late.underruns == 0
     heard = process.all_input()[:, 0]
     silent = heard[60_000:100_000]
     assert not silent.any(), "without a device silence is heard"
@@ -284,6 +301,16 @@ def test_a_device_that_comes_back_a_little_off_is_approached_smoothly(arena: Are
     assert abs(seen[-1][1] - wall - shift) <= 2 * SPEC.blocksize
 
 
+def test_input_that_comes_in_long_blocks_is_waited_for() -> None:
+    """A block of a second arrives a second after its first frame; silence must not be heard in its place."""
+    spec = StreamSpec(8000, inputs=1, outputs=1, blocksize=8192, lead=32768)
+    arena, process = Arena.create(io.layout(spec)), Ramp(100_000)
+    DeviceStream(spec, arena)._hear(process, 20_000, True, {"has_input": 1})
+    assert process.heard == 20_000 - 2 * 8192
+    arena.close()
+    arena.unlink()
+
+
 def test_an_engine_held_up_longer_than_lead_counts_one_underrun_and_mixes_on(arena: Arena) -> None:
     world = World()
     ScriptedIo(world, arena, alive=lambda _: True)
@@ -298,8 +325,8 @@ def test_an_engine_held_up_longer_than_lead_counts_one_underrun_and_mixes_on(are
     process = Ramp(3 * 48_000)
     stream = DeviceStream(SPEC, arena, world.clock, sleep, patience_seconds=0)
     stream.run(process)
-    assert stream.underruns == 1
-    assert stream.late_frames == pytest.approx(48_000 - SPEC.lead, abs=300)
+    assert stream.late.underruns == 1
+    assert stream.late.frames == pytest.approx(48_000 - SPEC.lead, abs=300)
     assert arena.status("stream.status").read()["underruns"] == 1
     assert np.array_equal(arena.ring("io.output").read(0, 144_000)[:, 0], np.arange(1, 144_001))
     heard = process.all_input()[:, 0]
@@ -326,4 +353,4 @@ def test_a_machine_that_stood_still_with_its_device_is_no_underrun(arena: Arena)
     stream = DeviceStream(SPEC, arena, world.clock, sleep, patience_seconds=0)
     stream.run(Ramp(2 * 48_000))
     assert paused
-    assert stream.underruns == 0
+    assert stream.late.underruns == 0

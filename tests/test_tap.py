@@ -75,6 +75,7 @@ def test_only_what_was_there_at_the_mark_is_taken() -> None:
     memory, take = Memory.private(CONFIG), FakeTake()
     tap = Tap(take, memory)  # type: ignore[arg-type]
     memory.inputs.write(0, sound(100, 1))
+    memory.mix.write(0, sound(1000, 2))
     tap.drain()
     assert take.kept["input"] == []
     tap.mark()
@@ -86,6 +87,22 @@ def test_only_what_was_there_at_the_mark_is_taken() -> None:
     assert len(take.sound("input")) == 120
 
 
+def test_input_is_taken_no_further_than_there_is_sound() -> None:
+    """An engine that was held up has heard more than it has answered; the take must not end later than its sound."""
+    memory, take = Memory.private(CONFIG), FakeTake()
+    tap = Tap(take, memory)  # type: ignore[arg-type]
+    truth = sound(1000, 1)
+    memory.inputs.write(0, truth)
+    memory.mix.write(0, sound(300, 2))
+    tap.mark()
+    tap.drain()
+    assert len(take.sound("input")) == 300
+    memory.mix.write(300, sound(700, 2))
+    tap.mark()
+    tap.drain()
+    assert np.array_equal(take.sound("input"), truth), "what was left is taken later"
+
+
 def test_what_was_overwritten_is_counted_and_keeps_its_place() -> None:
     memory, take = Memory.private(CONFIG), FakeTake()
     tap = Tap(take, memory)  # type: ignore[arg-type]
@@ -93,10 +110,11 @@ def test_what_was_overwritten_is_counted_and_keeps_its_place() -> None:
     truth = sound(capacity + 300, 1)
     for start in range(0, len(truth), 4000):
         memory.inputs.write(start, truth[start : start + 4000])
+    memory.mix.write(len(truth), sound(0, 2))
     tap.mark()
     tap.drain()
     kept = take.sound("input")
-    assert tap.lost_frames == 300
+    assert tap.lost_frames == 600, "of the input and of the mix"
     assert len(kept) == len(truth)
     assert not kept[:300].any()
     assert np.array_equal(kept[300:], truth[300:])
@@ -201,6 +219,28 @@ def test_a_recording_ends_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert take.end.counters["recorder_lost_frames"] == 0
     assert np.array_equal(take.stem("keys", 3000, 2000), sound(2000, 1, 3001))
     assert [line["frame"] for line in take.lines if line["type"] == "note"] == [0, 3000]
+
+
+def test_an_orphaned_recording_goes_on_while_the_engine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        @staticmethod
+        def is_alive() -> bool:
+            return False
+
+    clock = [100.0]
+    monkeypatch.setattr("bridge.tap.multiprocessing.parent_process", Gone)
+    monkeypatch.setattr("bridge.tap.time.monotonic", lambda: clock[0])
+    arena = Arena.create({**engine_layout(CONFIG), **recorder_layout()})
+    ending = taps._Ending(arena)
+    for _ in range(10):  # a slow bar goes by
+        arena["place"][0] += 1000
+        assert not ending.due()
+        clock[0] += 1.5
+    assert not ending.due()
+    clock[0] += taps.ORPHAN_SECONDS
+    assert ending.due()
+    arena.close()
+    arena.unlink()
 
 
 def test_decisions_are_written_before_the_sound_they_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

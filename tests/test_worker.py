@@ -302,7 +302,7 @@ class Desk:
         return found
 
     def close(self) -> None:
-        self.arena.records("a.requests").post(to_bytes({"stop": True}))
+        self.arena["a.ending"][0] = 1
         self.wake.release()
         self.process.join(20)
         if self.process.is_alive():
@@ -464,7 +464,7 @@ def test_a_damaged_record_is_passed_over(desk: Desk) -> None:
     try:
         os.waitpid(desk.process.pid, os.WUNTRACED)
         place = int(index[0, 0]) % requests.count
-        requests.post(to_bytes({"stop": True}))
+        requests.post(to_bytes({"nonsense": True}))
         data[place, 3] ^= 1
         desk.port.post(ask(2))
     finally:
