@@ -58,11 +58,11 @@ Seed = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="NAME", help="Part of the sound device's name (see `sideman devices`); null for none."
+        "--device", metavar="NAME", help="Part of the sound device's name (see `sideman devices`); null for no sound."
     ),
 ]
 Lead = Annotated[
-    int, typer.Option("--lead", metavar="FRAMES", help="How far ahead to mix; 0 measures this machine and chooses.")
+    int, typer.Option("--lead", metavar="FRAMES", help="How far ahead to mix: more is safer, less is quicker; 0 measures this machine.")
 ]
 Seconds = Annotated[
     float, typer.Option("--seconds", metavar="SECONDS", help="Stop after so long; 0 plays until Ctrl-C.")
@@ -149,7 +149,10 @@ def demo(
     """
     from bridge.demo import demo_session
 
+    if not live and (device is not None or lead or seconds):
+        raise ValueError("--device, --lead and --seconds are about playing with the band: add --live, or leave them out")
     folder = out or free_folder(Path("demo-take"))
+    _refuse_taken(folder)
     with bar("building the corpora") as progress:
         session, player = demo_session(
             folder / "corpora",
@@ -230,7 +233,7 @@ def play(
     meter: MeterOption = None,
     downbeat: Annotated[
         float | None,
-        typer.Option("--downbeat", metavar="SECONDS", help="When the first bar starts, in place of the count-in."),
+        typer.Option("--downbeat", metavar="SECONDS", help="When bar 1 starts, in place of the count-in."),
     ] = None,
     seed: Seed = None,
     device: DeviceOption = None,
@@ -302,9 +305,19 @@ def corpus_build(
         str, typer.Option(metavar="TEXT", help="What the material may be used for, in your words.")
     ] = "unknown",
 ) -> None:
-    """Cut recordings into short units and describe how each sounds, so that an agent can re-order them."""
+    """Cut recordings into short units and describe how each sounds, so that an agent can re-order them.
+
+    A corpus that is in the folder already is replaced.
+    """
     from realtime.clock import Meter
     from realtime.corpus import build
+
+    if units not in ("auto", "beat", "onset"):
+        raise ValueError(f"--units {units!r}: cut by beat or onset, or auto: by beat if --bpm is given")
+    if units == "beat" and bpm is None:
+        raise ValueError("--units beat: cutting by the beat needs the tempo of the recordings; give --bpm, or cut by onset")
+    if not 1 <= labels <= 1024:
+        raise ValueError(f"--labels {labels}: the units are sorted into 1 to 1024 kinds of sound; 16 is usual")
 
     with bar("building") as progress:
         corpus = build(
@@ -350,29 +363,57 @@ def session_new(
     bpm: Bpm = None,
     meter: MeterOption = None,
 ) -> None:
-    """Write a session.toml to start from, with a note beside every key."""
+    """Write a session.toml to start from, with a note beside every key.
+
+    Tempo and meter are those of the first corpus cut by the beat, unless they are given.
+    """
     import os
 
     from bridge.session import AgentTable, Session
 
     if path.exists():
         raise ValueError(f"{path} exists; a new session does not overwrite anything; choose another name")
-    agents = []
+    agents: list[AgentTable] = []
+    grid: dict[str, str] = {}
     for folder in corpus or []:
         if not (folder / "corpus.toml").is_file():
             raise ValueError(f"{folder} is no corpus (it has no corpus.toml); make one with `sideman corpus build`")
+        grid = grid or _corpus_grid(folder)
         relative = os.path.relpath(folder.resolve(), path.resolve().parent)
-        agents.append(AgentTable(name=folder.resolve().name, kind="corpus", corpus=relative))
-    grid = {key: value for key, value in (("bpm", bpm), ("meter", meter)) if value}
+        name = _agent_name(folder.resolve().name, {agent.name.lower() for agent in agents})
+        agents.append(AgentTable(name=name, kind="corpus", corpus=relative))
+    grid |= {key: value for key, value in (("bpm", bpm), ("meter", meter)) if value is not None}
     text = Session.template(agents, **grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     say(f"{path}: edit it, then `sideman play {path}`, or `sideman render {path} --input FILE --out FOLDER`")
 
 
+def _corpus_grid(folder: Path) -> dict[str, str]:
+    """Return tempo and meter that a corpus was played in; nothing for one cut by the onset."""
+    from realtime.corpus import load
+
+    found = load(folder)
+    return {"bpm": str(found.tempo), "meter": str(found.meter)} if found.tempo else {}
+
+
+def _agent_name(folder: str, taken: set[str]) -> str:
+    """Make a name that a session takes, and that no other agent has, of a folder's."""
+    import re
+
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder).strip("-")[:28] or "corpus"
+    found, number = name, 2
+    while found.lower() in taken | {"input"}:
+        found, number = f"{name}-{number}", number + 1
+    return found
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure this machine: `sideman bench [SUITE] [--quick] [--json FILE]`."""
+    """Measure this machine: `sideman bench [SUITE] [--quick] [--json FILE]`.
+
+    There is one suite, core; --quick takes less than a minute. ok says whether a figure reaches its goal.
+    """
     import subprocess
 
     tool = Path(__file__).resolve().parent.parent / "tools" / "bench.py"
@@ -431,6 +472,12 @@ def free_folder(folder: Path) -> Path:
     while found.exists():
         found, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return found
+
+
+def _refuse_taken(folder: Path | None) -> None:
+    """Refuse the folder of a take before anything is built or sounds; writing it is refused again by the recorder."""
+    if folder is not None and (folder / "take.jsonl").exists():
+        raise ValueError(f"{folder} already holds a take (take.jsonl); choose another folder, or move that one away")
 
 
 def _session(path: Path, bpm: str | None, meter: str | None, downbeat: float | None, seed: int | None) -> Session:
@@ -538,13 +585,15 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw
         raise ValueError(f"--lead {lead}: 0 (chosen now) to 65536 frames are mixed ahead; 512 is usual")
     if not seconds >= 0:
         raise ValueError(f"--seconds {seconds:g}: give a length, or 0 to play until Ctrl-C")
+    _refuse_taken(folder)
     live = Live(session, folder, say, lead=lead, warn=complain)
     spec = live.config.spec
+    ahead = f"lead {spec.lead} frames ({1000 * spec.lead / spec.samplerate:.0f} ms)"
     rights = "with realtime rights" if live.realtime else "without realtime rights"
-    say(
-        f"{session.session.name}: {spec.samplerate} Hz, blocks of {spec.blocksize}, lead {spec.lead} frames, {rights}"
-    )
+    say(f"{session.session.name}: {spec.samplerate} Hz, blocks of {spec.blocksize}, {ahead}, {rights}")
     with live:
+        if _is_mute(live):
+            complain("no sound goes in or out; bars are counted on, and sound starts when the device is there")
         with suppress(KeyboardInterrupt):
             _follow(live, seconds)
         heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # closing the take is quick, and not to be cut off
@@ -554,6 +603,13 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw
         _show(folder, None, draw=draw and not live.failed)
     if live.failed:
         raise typer.Exit(MISUSED)
+
+
+def _is_mute(live: Live) -> bool:
+    """Whether there is to be sound, but the device cannot be opened."""
+    from realtime.stream import FAILED
+
+    return live.session.stream.device != "null" and live.status().device["state"] == FAILED
 
 
 def _follow(live: Live, seconds: float) -> None:

@@ -200,7 +200,7 @@ def table(take: TakeReader, realtime_factor: float | None = None) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    result.caption = "Rungs: " + ", ".join(f"{rung} {name}" for rung, name in RUNGS.items() if rung) + "."
+    result.caption = f"{_legend(take)} {_MARGIN}"
     if realtime_factor is not None:
         result.caption = f"Rendered {realtime_factor:.1f} times as fast as it sounds. {result.caption}"
     heads = ["agent", "bars", "spans", *map(str, _shown_rungs(take)), "rest", "margin\nmin ms", "\nmedian"]
@@ -209,6 +209,15 @@ def table(take: TakeReader, realtime_factor: float | None = None) -> Table:
     for part in summarise(take):
         result.add_row(*_row(take, part))
     return result
+
+
+_MARGIN = "Margin: how long before it was needed an answer was there."
+
+
+def _legend(take: TakeReader) -> str:
+    """Say what the columns of the rungs count."""
+    names = ", ".join(f"{rung} {RUNGS[rung]}" for rung in _shown_rungs(take))
+    return f"Spans by what played: {names}."
 
 
 def _shown_rungs(take: TakeReader) -> list[int]:
@@ -267,7 +276,7 @@ def markdown(take: TakeReader, realtime_factor: float | None = None) -> str:
         lines += ["![The arrangement](arrangement.png)", ""]
     lines += _troubles(take)
     lines += ["## Agents", "", *_grid(_agent_table(take, parts)), ""]
-    lines += [f"Rungs: {', '.join(f'{rung} = {name}' for rung, name in RUNGS.items() if rung)}.", ""]
+    lines += [f"{_legend(take)} {_MARGIN}", ""]
     if realtime_factor is not None:
         lines += [f"Rendered at {realtime_factor:.1f} times real time.", ""]
     lines += _fallbacks(parts)

@@ -10,14 +10,17 @@ A :class:`TempoMap` is an immutable value. A reader takes it once per block or s
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from operator import attrgetter
 
 SLOWEST_BPM, FASTEST_BPM = 20, 400
 TEMPO_DENOMINATOR = 10**6
 """An outside tempo (a float, a host's) becomes the nearest fraction with at most this denominator."""
 MAX_DIGITS = 40
+KEPT_SECONDS = 600
+"""The transport forgets timelines that ended longer ago: nobody looks back so far, and a map stays small for ever."""
 POSITION_DENOMINATOR = 10**12
 """Bound of an origin's denominator: the rounding is below 1e-12 frame a change, and numbers stay small for ever."""
 
@@ -140,6 +143,9 @@ class Moment:
     phase: float
 
 
+_beat, _frame = attrgetter("beat"), attrgetter("frame")
+
+
 @dataclass(frozen=True, slots=True)
 class TempoMap:
     """Timelines in order, each holding from its origin to the next one's; the first reaches back for ever."""
@@ -155,11 +161,11 @@ class TempoMap:
 
     def at_beat(self, beat: Fraction) -> Timeline:
         """Return the timeline that holds at ``beat``."""
-        return self.timelines[max(0, bisect_right(self.timelines, beat, key=lambda t: t.beat) - 1)]
+        return self.timelines[max(0, bisect_right(self.timelines, beat, key=_beat) - 1)]
 
     def at_frame(self, frame: int | Fraction) -> Timeline:
         """Return the timeline that holds at ``frame``."""
-        return self.timelines[max(0, bisect_right(self.timelines, frame, key=lambda t: t.frame) - 1)]
+        return self.timelines[max(0, bisect_right(self.timelines, frame, key=_frame) - 1)]
 
     def frame_at(self, beat: Fraction) -> int:
         """Frame of a beat, rounded once."""
@@ -224,14 +230,13 @@ class TempoMap:
             bar,
             bar_beat,
         )
-        kept = [timeline for timeline in self.timelines if timeline.beat < beat]
+        kept = self.timelines[: bisect_left(self.timelines, beat, key=_beat)]
         if not kept:  # the first timeline reaches back for ever: what lies before the change keeps its tempo
-            kept = [replace(old, frame=old.position(beat), beat=beat)]
+            kept = (replace(old, frame=old.position(beat), beat=beat),)
         result, before = TempoMap((*kept, new)), old.meter
-        for timeline in self.timelines:
-            if timeline.beat > beat:
-                result = result._with_planned(timeline, timeline.meter != before, tempo is None)
-                before = timeline.meter
+        for timeline in self.timelines[bisect_right(self.timelines, beat, key=_beat) :]:
+            result = result._with_planned(timeline, timeline.meter != before, tempo is None)
+            before = timeline.meter
         return result
 
     def _with_planned(self, planned: Timeline, meter_changes: bool, keeps_tempo: bool) -> TempoMap:
@@ -244,6 +249,10 @@ class TempoMap:
             beat = last.downbeat(last.bar_at(planned.beat))
             result = result.changed(beat if beat == planned.beat else beat + last.meter.beats, meter=planned.meter)
         return result
+
+    def since(self, frame: int) -> TempoMap:
+        """Return the map without the timelines that ended before ``frame``; from there on nothing moves."""
+        return TempoMap(self.timelines[max(0, bisect_right(self.timelines, frame, key=_frame) - 1) :])
 
     def ramped(self, beat: Fraction, beats: int, tempo: Fraction) -> TempoMap:
         """Return the map with a linear ramp to ``tempo`` over ``beats`` whole beats: one constant timeline a beat.
@@ -295,7 +304,6 @@ class Transport:
 
     def __init__(self, tempo_map: TempoMap, notice_frames: int) -> None:
         self.map = tempo_map
-        self.version = 0
         self._notice_frames = notice_frames
 
     def announce(self, change: TempoChange, now: int) -> TempoChange:
@@ -309,6 +317,6 @@ class Transport:
         while self.map.frame_at(self.map.downbeat(bar) + change.beat) - now < self._notice_frames:
             bar += 1
             change = replace(change, bar=bar, beat=Fraction(0))
-        self.map = change.applied(self.map)
-        self.version += 1
+        past = now - KEPT_SECONDS * self.map.timelines[0].samplerate
+        self.map = change.applied(self.map.since(past))
         return change
