@@ -62,7 +62,8 @@ DeviceOption = Annotated[
     ),
 ]
 Lead = Annotated[
-    int, typer.Option("--lead", metavar="FRAMES", help="How far ahead to mix: more is safer, less is quicker; 0 measures this machine.")
+    int,
+    typer.Option("--lead", metavar="FRAMES", help="How far ahead to mix; more is safer, 0 measures this machine."),
 ]
 Seconds = Annotated[
     float, typer.Option("--seconds", metavar="SECONDS", help="Stop after so long; 0 plays until Ctrl-C.")
@@ -150,7 +151,7 @@ def demo(
     from bridge.demo import demo_session
 
     if not live and (device is not None or lead or seconds):
-        raise ValueError("--device, --lead and --seconds are about playing with the band: add --live, or leave them out")
+        raise ValueError("--device, --lead and --seconds are for playing live: add --live, or leave them out")
     folder = out or free_folder(Path("demo-take"))
     _refuse_taken(folder)
     with bar("building the corpora") as progress:
@@ -315,7 +316,7 @@ def corpus_build(
     if units not in ("auto", "beat", "onset"):
         raise ValueError(f"--units {units!r}: cut by beat or onset, or auto: by beat if --bpm is given")
     if units == "beat" and bpm is None:
-        raise ValueError("--units beat: cutting by the beat needs the tempo of the recordings; give --bpm, or cut by onset")
+        raise ValueError("--units beat: to cut by the beat, give --bpm, the tempo of the recordings; or cut by onset")
     if not 1 <= labels <= 1024:
         raise ValueError(f"--labels {labels}: the units are sorted into 1 to 1024 kinds of sound; 16 is usual")
 
@@ -374,7 +375,7 @@ def session_new(
     if path.exists():
         raise ValueError(f"{path} exists; a new session does not overwrite anything; choose another name")
     agents: list[AgentTable] = []
-    grid: dict[str, str] = {}
+    grid: dict[str, str | float] = {}
     for folder in corpus or []:
         if not (folder / "corpus.toml").is_file():
             raise ValueError(f"{folder} is no corpus (it has no corpus.toml); make one with `sideman corpus build`")
@@ -383,13 +384,15 @@ def session_new(
         name = _agent_name(folder.resolve().name, {agent.name.lower() for agent in agents})
         agents.append(AgentTable(name=name, kind="corpus", corpus=relative))
     grid |= {key: value for key, value in (("bpm", bpm), ("meter", meter)) if value is not None}
+    if str(grid.get("bpm", "")).isdecimal():
+        grid["bpm"] = int(grid["bpm"])
     text = Session.template(agents, **grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     say(f"{path}: edit it, then `sideman play {path}`, or `sideman render {path} --input FILE --out FOLDER`")
 
 
-def _corpus_grid(folder: Path) -> dict[str, str]:
+def _corpus_grid(folder: Path) -> dict[str, str | float]:
     """Return tempo and meter that a corpus was played in; nothing for one cut by the onset."""
     from realtime.corpus import load
 

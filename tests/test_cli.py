@@ -20,6 +20,8 @@ from fakes import tones
 
 from bridge.cli import run
 from bridge.recorder import TakeReader
+from bridge.session import Session
+from realtime.clock import Meter
 from realtime.protocols import Block
 
 RATE = 16000
@@ -210,8 +212,9 @@ def test_a_corpus_that_changed_is_refused(sideman: Command, room: Path, tmp_path
     [
         (("--meter", "x"), ("'x'", "4/4")),
         (("--bpm", "fast"), ("'fast'", "quarter notes per minute")),
-        (("--units", "bar"), ("'bar'", "beat or onset")),
-        (("--labels", "0"), ("labels=0", "1 to 1024")),
+        (("--units", "bar"), ("--units 'bar'", "beat or onset")),
+        (("--labels", "0"), ("--labels 0", "1 to 1024")),
+        (("--units", "beat"), ("--units beat", "give --bpm")),
     ],
 )
 def test_a_bad_way_to_cut_is_refused(
@@ -228,6 +231,10 @@ def test_nothing_is_overwritten(sideman: Command, room: Path, tmp_path: Path) ->
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     refused(sideman(*render, out), str(out), "already holds a take", "another folder")
     refused(sideman("replay", out, "--out", out), "already holds a take")
+    for again in (("play", room / "echo.toml", "--seconds", "0.3"), ("demo", "--no-play")):
+        ended = sideman(*again, "--out", out)
+        refused(ended, "already holds a take")
+        assert ended.out == ""  # before anything sounds
     refused(sideman(*render, room / "player.wav"), "file is in the place of a folder")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     refused(sideman("corpus", "build", room / "notes.wav", "--out", out), "is no corpus", "new folder")
@@ -262,6 +269,11 @@ def test_where_nothing_can_be_written_it_is_said(sideman: Command, room: Path, t
 
 def test_the_demo_for_a_device_names_the_command_that_builds_its_corpora(sideman: Command) -> None:
     refused(sideman("play", ROOT / "bridge" / "demo" / "live.toml"), "corpora/bass", "sideman demo --live")
+
+
+def test_what_the_demo_cannot_heed_is_refused(sideman: Command, tmp_path: Path) -> None:
+    refused(sideman("demo", "--out", tmp_path / "take", "--device", "x"), "--device", "--live")
+    assert not (tmp_path / "take").exists()
 
 
 def test_a_length_or_lead_that_cannot_be_is_refused(sideman: Command, room: Path) -> None:
@@ -340,6 +352,24 @@ def test_a_session_is_written_built_rendered_and_replayed(sideman: Command, room
     assert sideman("corpus", "info", room / "corpus").out.startswith(
         "corpus: 16 units by the beat, 4.0 s, 240 bpm, 4/4"
     )
+
+
+def test_a_new_session_has_the_tempo_of_its_corpus_and_names_that_fit(
+    sideman: Command, room: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "a" / "slow bass!", tmp_path / "b" / "slow bass!", tmp_path / "input"]
+    for folder, grid in zip(folders, ((), ("--bpm", "200", "--meter", "3/4"), ("--bpm", "240")), strict=True):
+        assert sideman("corpus", "build", room / "notes.wav", *grid, "--out", folder).code == 0
+    given = [word for folder in folders for word in ("--corpus", folder)]
+    assert sideman("session", "new", tmp_path / "new.toml", *given).code == 0
+    session = Session.load(tmp_path / "new.toml")
+    assert session.transport.bpm == 200
+    assert session.transport.meter == Meter(3, 4)
+    assert "bpm = 200 " in (tmp_path / "new.toml").read_text()
+    assert [agent.name for agent in session.agents] == ["slow-bass", "slow-bass-2", "input-2"]
+    assert [session.corpus_path(agent) for agent in session.agents] == [folder.resolve() for folder in folders]
+    assert sideman("session", "new", tmp_path / "own.toml", *given, "--bpm", "90").code == 0
+    assert Session.load(tmp_path / "own.toml").transport.bpm == 90
 
 
 def test_what_an_agent_fails_at_is_told(
@@ -589,7 +619,7 @@ def test_what_was_played_is_kept_shown_and_drawn(
     monkeypatch.setattr("bridge.report.write", write)
     played = sideman("play", room / "echo.toml", "--out", tmp_path / "take", "--seconds", "0.3", "--lead", "512")
     assert (played.code, played.err) == (0, "")
-    assert played.out.startswith("Test: 16000 Hz, blocks of 128, lead 512 frames, ")
+    assert played.out.startswith("Test: 16000 Hz, blocks of 128, lead 512 frames (32 ms), ")
     assert re.search(r"take: 0\.\d s kept", played.out)
     assert "echo" in played.out
     assert "arrangement.png" in played.out

@@ -170,6 +170,14 @@ def test_the_table_has_a_row_for_each_agent(take: TakeReader) -> None:
     assert "4 last good bar again" in " ".join(text.split())
 
 
+def test_the_legend_names_the_rungs_that_have_a_column(take: TakeReader) -> None:
+    page, caption = report.markdown(take), str(report.table(take).caption)
+    for rung, name in report.RUNGS.items():
+        has_column = f"| rung {rung} |" in page
+        assert (f"{rung} {name}" in caption) == has_column
+        assert (f"{rung} {name}" in page.split("Spans by what played: ")[1].split("\n")[0]) == has_column
+
+
 def test_the_page_tells_what_was_late_and_where_the_files_are(take: TakeReader) -> None:
     page = report.markdown(take, 31.4)
     assert "| keys | 8 | 8 | 4 | 1 | 1 | 1 | 1 | 101 | 103 | 24 | 20 | 20 | -6.0 |" in page

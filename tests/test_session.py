@@ -227,6 +227,8 @@ def test_a_template_takes_agents_and_a_tempo() -> None:
     assert session.transport.bpm == Fraction(240, 7)
     assert session.transport.meter == Meter(7, 8)
     assert "# quarter notes per minute" in text
+    assert len(re.findall("^# (listens|gain_db|options) = ", text, re.MULTILINE)) == 3  # the notes stay, once,
+    assert not re.search("^# (corpus|grid_beats|outputs) = ", text, re.MULTILINE)  # for what is not said
     assert "echo" not in {a.name for a in session.agents}
 
 
