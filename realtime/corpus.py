@@ -61,6 +61,8 @@ PEAK_DELTA = 0.07
 largest of all, WAIT_SECONDS after the last one (as in librosa's and Somax2's peak picking)."""
 ATTACK_SHARE, ATTACK_STEP_FRAMES = 0.1, 64
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.1, 2.0
+LEAST_SECONDS = 0.02
+"""A recording shorter than a unit is one all the same: a drum's single hit may be."""
 END_SLACK_SECONDS = 0.005
 """A last beat may be missing so much: excerpts are cut by rounding."""
 CHROMA_SPREAD = 2.0
@@ -273,6 +275,11 @@ def _cut(file: SoundFile, path: Path, plan: _Plan) -> dict[str, npt.NDArray[Any]
             f"{path} is silent: its loudest moment is {loudest_db:.0f} dB; a corpus needs sound "
             f"above {SILENT_DB:.0f} dB; was the right track exported?"
         )
+    if plan.tempo and plan.downbeat_seconds >= file.info.seconds:
+        raise ValueError(
+            f"{path} is {file.info.seconds:.1f} s long, so no bar starts {float(plan.downbeat_seconds):g} s into it; "
+            "did you give frames or milliseconds?"
+        )
     grid = _beat_grid(file.info, plan) if plan.tempo else None
     if plan.segmentation == "beat" and grid is not None:
         cut = _beat_units(file.info, path, plan, grid)
@@ -345,9 +352,9 @@ def _beat_units(info: soundfiles.SoundInfo, path: Path, plan: _Plan, grid: _Grid
 def _onset_units(file: SoundFile, path: Path, rows: features.Rows, grid: _Grid | None) -> dict[str, npt.NDArray[Any]]:
     """Cut where notes start; long ones into parts, so that no unit is longer than LONGEST_SECONDS."""
     rate, frames = file.info.samplerate, file.info.frames
-    if frames < SHORTEST_SECONDS * rate:
+    if frames < LEAST_SECONDS * rate:
         raise ValueError(
-            f"{path} is {file.info.seconds:.3f} s long; a corpus needs {SHORTEST_SECONDS} s at least; is it cut off?"
+            f"{path} is {file.info.seconds:.3f} s long; a corpus needs {LEAST_SECONDS} s at least; is it cut off?"
         )
     onsets = [_attack(file, hop) for hop in pick_onsets(rows[:, features.ONSET], rate)] or [0]
     starts: list[int] = []

@@ -8,11 +8,14 @@ and says which clip slot an answer goes into, so that no slot is written by two.
 
 from __future__ import annotations
 
+import difflib
 import gc
 import importlib
 import json
 import os
 import time
+import typing
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Semaphore
@@ -55,6 +58,8 @@ HAND_OVER_SECONDS = 0.005
 """Added to every budget: the engine's wake interval on either side of the worker."""
 IDLE_SECONDS = 0.02
 """How often a worker that has nothing to answer listens: what is left to hear when it is asked delays its answer."""
+BUDGET_MARGIN = 1.5
+RECENT_REPLIES = 32
 WARM_UP_RUNS = 200
 WARM_UP_SECONDS = 1.0
 STATE_LOADING, STATE_ARMED, STATE_FAILED = 0, 1, 2
@@ -101,11 +106,38 @@ def agent_class(kind: str) -> type[Agent]:
 
 
 def build_agent(config: AgentConfig) -> Agent:
-    """Make the agent of a session's entry; it still has to be prepared."""
+    """Make the agent of a session's entry; it still has to be prepared.
+
+    Raises
+    ------
+    ValueError
+        In one sentence that names the agent, if an option is unknown or its value cannot be used.
+    """
+    kind = agent_class(config.kind)
+    _check_options(config, typing.get_type_hints(kind.__init__))
     try:
-        return agent_class(config.kind)(**config.options)
-    except TypeError as error:
-        raise ValueError(f"agent {config.name!r}: {error}; check its options") from None
+        return kind(**config.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"agent {config.name!r}: {error}") from None
+
+
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
+
+
+def _check_options(config: AgentConfig, allowed: Mapping[str, Any]) -> None:
+    names = sorted(set(allowed) - {"return", "corpus", "model", "channels", "source"})  # these are keys of their own
+    for option, value in config.options.items():
+        if option not in allowed:
+            near = difflib.get_close_matches(option, names, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"agent {config.name!r} has an option {option!r}; a {config.kind} agent takes "
+                f"{', '.join(names) or 'none'}{meant}"
+            )
+        kind = allowed[option]
+        fits = isinstance(value, (int, float) if kind is float else kind) if kind in _PLAIN else True
+        if not fits or (isinstance(value, bool) and kind in (int, float)):
+            raise ValueError(f"agent {config.name!r}: option {option} is {value!r}; it takes {_PLAIN[kind]}")
 
 
 class RingHeard:
@@ -324,23 +356,32 @@ class ProcessPort:
         self._free = list(range(SLOTS))
         self._config, self._wake, self._samplerate, self._log = config, wake, samplerate, log
         self._armed = False
-        self._budget_frames = 0
+        self._budget_seconds = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT_REPLIES)
 
     def armed(self) -> bool:
         """Whether the worker has loaded and timed its agent."""
         if not self._armed:
             status = self._status.read()
             if status["state"] == STATE_ARMED:
-                seconds = self._config.budget_seconds or status["budget_seconds"] + HAND_OVER_SECONDS
-                self._budget_frames = round(seconds * self._samplerate)
+                self._budget_seconds = self._config.budget_seconds or status["budget_seconds"]
                 self._armed = True
-                self._log({"type": "armed", "agent": self._config.name, "budget_frames": self._budget_frames,
+                self._log({"type": "armed", "agent": self._config.name, "budget_frames": self.budget_frames(),
                            "warm_up_runs": status["warm_up_runs"]})  # fmt: skip
         return self._armed
 
     def budget_frames(self) -> int:
-        """Return what the worker measured, or the session says."""
-        return self._budget_frames if self.armed() else 0
+        """Return what the session says; else what was measured at the start, or lately if that is more.
+
+        Of the latest replies the slowest but one counts: one stall of the machine is no reason to listen earlier.
+        """
+        if not self.armed():
+            return 0
+        seconds = self._budget_seconds
+        if not self._config.budget_seconds:
+            slow = sorted(self._recent)[-2] if len(self._recent) > 1 else 0.0
+            seconds = max(seconds, BUDGET_MARGIN * slow) + HAND_OVER_SECONDS
+        return round(seconds * self._samplerate)
 
     def post(self, request: SpanRequest) -> str:
         """Send the request with a place for its clip."""
@@ -373,11 +414,12 @@ class ProcessPort:
             clip = Clip(audio, int(message["lead_in"]), decode(Origin, message["origin"]))
             if checksum(audio) != int(message["checksum"]):
                 clip, fault = None, "the clip's checksum is wrong"
-        return Reply(span, int(message["attempt"]), clip, fault, float(message["compute_seconds"]), slot)
+        self._recent.append(float(message["compute_seconds"]))
+        return Reply(span, int(message["attempt"]), clip, fault, self._recent[-1], slot)
 
     def ready(self) -> bool:
-        """Whether the worker has posted a reply that was not taken yet."""
-        return self._replies.waiting
+        """Whether there is news: a reply that was not taken yet, or an agent that was loading and is armed now."""
+        return self._replies.waiting or (not self._armed and self.armed())
 
     def next_due(self) -> int:
         """Return ``NEVER``: real time does not say."""
@@ -418,7 +460,7 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
         budget_seconds, runs = warm_up(config)
         runner = AgentRunner(build_agent(config.agent), config.agent, config.spec, heard)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a user's corpus or model, it is told in words
-        arena.records(f"{name}.text").post(f"agent {name!r}: {error}".encode()[:TEXT_BYTES])
+        arena.records(f"{name}.text").post(_about(name, error).encode()[:TEXT_BYTES])
         status.publish(state=STATE_FAILED)
         return
     gc.collect()
@@ -448,6 +490,11 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore) -> No
             _send(reply, int(message["slot"]), clips, replies)
             spans += 1
             status.publish(heartbeat_ns=time.monotonic_ns(), spans=spans)
+
+
+def _about(name: str, error: Exception) -> str:
+    text = str(error)
+    return text if text.startswith(f"agent {name!r}") else f"agent {name!r}: {text}"
 
 
 def _superseded(request: SpanRequest, later: list[dict[str, Any]]) -> bool:
@@ -506,4 +553,4 @@ def warm_up(config: WorkerConfig) -> tuple[float, int]:
         longest = max(longest, reply.compute_seconds)
         if time.perf_counter() - begin > WARM_UP_SECONDS:
             break
-    return 1.5 * longest, run
+    return BUDGET_MARGIN * longest, run

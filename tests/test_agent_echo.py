@@ -115,3 +115,11 @@ def test_it_has_no_state_and_says_when_nothing_was_heard() -> None:
     tempo_map = TempoMap.steady(RATE, 120)
     with pytest.raises(ValueError, match="nothing heard"):
         agent.play(request_for(tempo_map, bar_span(tempo_map, 2)))
+
+
+def test_where_a_bar_is_no_whole_number_of_frames_it_is_found_by_its_exact_beat() -> None:
+    tempo_map = TempoMap.steady(44100, 128)  # a bar is 82,687.5 frames
+    for bar in range(2, 12):
+        clip = echo().play(request_for(tempo_map, bar_span(tempo_map, bar), heard=FakeHeard(NOISE)))
+        assert clip is not None
+        assert clip.origin.pieces[0].source_frame == tempo_map.bar_frame(bar - 1)

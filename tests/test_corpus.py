@@ -236,8 +236,18 @@ def test_bad_material_ends_in_one_sentence_and_leaves_nothing(tmp_path: Path) ->
         assert str(path) in str(caught.value) or path.name in str(caught.value)
         assert "\n" not in str(caught.value)
         assert not list(tmp_path.glob("out*"))
-    with pytest.raises(ValueError, match=r"needs 0\.1 s"):
-        corpus.build([bad["must hold a whole beat"]], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"needs 0\.02 s"):
+        corpus.build([wav(tmp_path / "tiny.wav", melody(1)[:400])], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no bar starts 3000 s into it"):
+        corpus.build([good], tmp_path / "out", bpm=120, downbeat_seconds=3000)
+
+
+def test_a_hit_shorter_than_a_unit_is_one(tmp_path: Path) -> None:
+    hit = wav(tmp_path / "hit.wav", melody(1)[: round(0.043 * RATE)])
+    made = corpus.build([hit, wav(tmp_path / "long.wav", melody(2))], tmp_path / "out")
+    [frames] = made.frames[made.source == 0]
+    assert frames == pytest.approx(0.043 * RATE, abs=10), "from where the hit begins to its end"
+    assert np.isfinite(made.points).all()
 
 
 def test_bad_parameters(tmp_path: Path) -> None:

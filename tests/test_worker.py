@@ -498,3 +498,77 @@ def test_a_worker_that_cannot_load_says_why_to_the_bridge_and_is_never_armed(tmp
         assert desk.port.take(0) is None
     finally:
         desk.close()
+
+
+class Bench:
+    """A port whose worker is the test: it arms and answers when it likes."""
+
+    def __init__(self, budget_seconds: float = 0.0) -> None:
+        agent = AgentConfig("a", "echo", 1, {}, budget_seconds=budget_seconds)
+        config = EngineConfig(StreamSpec(RATE), TempoMap.steady(RATE, 120), 1, (PartConfig(agent, Strip("a", 1)),))
+        self.arena = Arena.create(engine_layout(config))
+        self.port = ProcessPort(agent, self.arena, get_context("spawn").Semaphore(0), RATE, lambda line: None)
+
+    def arm(self, seconds: float) -> None:
+        self.arena.status("a.worker").publish(state=1, budget_seconds=seconds)
+
+    def reply(self, seconds: float) -> None:
+        message = {"span": {"bar": 0, "beat": "0", "beats": "4"}, "attempt": 1, "slot": 0, "fault": "",
+                   "compute_seconds": seconds, "origin": None}  # fmt: skip
+        self.arena.records("a.replies").post(to_bytes(message))
+        assert self.port.take(0) is not None
+
+    def end(self) -> None:
+        del self.port
+        self.arena.close()
+        self.arena.unlink()
+
+
+def test_an_agent_that_is_armed_now_is_news_once() -> None:
+    bench = Bench()
+    assert not bench.port.ready()
+    bench.arm(0.1)
+    assert bench.port.ready(), "the engine has to see the budget before the commit point it settles"
+    assert not bench.port.ready()
+    assert bench.port.budget_frames() == round(0.105 * RATE)
+    bench.end()
+
+
+def test_the_budget_follows_what_answers_take_but_not_a_single_stall() -> None:
+    bench = Bench()
+    bench.arm(0.05)
+    start = bench.port.budget_frames()
+    for _ in range(5):
+        bench.reply(0.01)
+    assert bench.port.budget_frames() == start
+    bench.reply(2.0)
+    assert bench.port.budget_frames() == start, "one stall is the machine's"
+    bench.reply(0.2)
+    assert bench.port.budget_frames() == round((1.5 * 0.2 + 0.005) * RATE)
+    for _ in range(32):
+        bench.reply(0.01)
+    assert bench.port.budget_frames() == start
+    bench.end()
+
+
+def test_a_budget_the_session_gives_is_not_measured() -> None:
+    bench = Bench(budget_seconds=0.3)
+    bench.arm(0.05)
+    for _ in range(3):
+        bench.reply(1.0)
+    assert bench.port.budget_frames() == round(0.3 * RATE)
+    bench.end()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tabu": 2}, "has an option 'tabu'; a corpus agent takes .*; did you mean 'taboo'"),
+        ({"taboo": "2"}, "option taboo is '2'; it takes a whole number"),
+        ({"taboo": True}, "option taboo is True; it takes a whole number"),
+        ({"space_db": "loud"}, "option space_db is 'loud'; it takes a number"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_told_with_its_agent(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match="agent 'keys'.*" + words):
+        build_agent(AgentConfig("keys", "corpus", 1, {"corpus": "nowhere", **options}))

@@ -28,7 +28,8 @@ class EchoAgent:
 
     def play(self, request: SpanRequest) -> Clip | None:
         """Take the same place one bar ago; of what was not heard yet when the request was made, two bars ago."""
-        timeline, beat = request.timeline, request.timeline.beat_at(request.start)
+        timeline, span = request.timeline, request.span
+        beat = timeline.downbeat(span.bar) + span.beat  # exact: a start frame was rounded
         one, two = (timeline.frame_at(beat - bars * timeline.meter.beats) for bars in (1, 2))
         known = max(0, min(request.frames, request.context_end - one))
         rest = request.frames - known
