@@ -52,6 +52,8 @@ OFFLINE_BUDGET_SECONDS = 0.25
 LONGEST_SPAN_SECONDS = 8.0
 LEAST_LEAD_BLOCKS = 4
 """With fewer the device's ring would run empty between two turns."""
+RESAMPLED_LEAD = 1536
+"""What held where the device runs at another rate than the session (44.1 against 48 kHz)."""
 FIRST_SOUND_SECONDS = 1.0
 CLOSING_SECONDS = 10.0
 
@@ -548,8 +550,14 @@ class Live:
         while time.monotonic() < until:
             settled = self._supervisor is None or device.read()["state"] in (RUNNING, FAILED)
             if settled and (stream.read()["mixed"] or self.arena["place"][0]):
-                return
+                break
             time.sleep(0.005)
+        rate, spec = device.read()["samplerate"], self.config.spec
+        if rate not in (0, spec.samplerate) and spec.lead < RESAMPLED_LEAD:
+            self._tell(
+                f"the device runs at {rate} Hz and the session at {spec.samplerate} Hz, so the sound is converted; "
+                f"if xruns are counted, play with --lead {RESAMPLED_LEAD}, or set samplerate = {rate} in the session"
+            )
 
     def send(self, command: Command) -> bool:
         """Hand a command to the engine; return whether its queue took it."""
