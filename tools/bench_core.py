@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -430,7 +429,7 @@ def first_audio_seconds(session: Path, out: Path) -> float:
                             client.connect(source, port)
             seconds = time.perf_counter() - begin
         finally:
-            played.send_signal(signal.SIGINT)
+            played.terminate()  # as good as Ctrl-C, which a shell's background jobs do not get
             played.wait(20)
     return seconds
 
