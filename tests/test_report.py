@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge import report
+from bridge import figures, report
+from bridge import picture as pictures
 from bridge.recorder import TakeReader, TakeWriter
 from realtime.clock import TempoChange, TempoMap
 from realtime.messages import encode, to_bytes
@@ -83,7 +84,7 @@ def take(tmp_path_factory: pytest.TempPathFactory) -> TakeReader:
 
 
 def test_figures_are_those_of_the_take(take: TakeReader) -> None:
-    keys, bass = report.summarise(take)
+    keys, bass = figures.summarise(take)
     assert (keys.agent, keys.bars, len(keys.spans)) == ("keys", 8, 8)
     assert dict(keys.rungs) == {0: 1, 1: 4, 2: 1, 4: 1, 5: 1}
     assert keys.margins_ms == [101, 102, 103, 105, 107]
@@ -95,7 +96,7 @@ def test_figures_are_those_of_the_take(take: TakeReader) -> None:
 
 
 def test_units_lie_where_they_sound(take: TakeReader) -> None:
-    keys = report.summarise(take)[0]
+    keys = figures.summarise(take)[0]
     start, beat = tempo_map().bar_frame(1), RATE // 2
     assert [(p.start, p.stop) for p in keys.placed[:4]] == [
         (start + k * beat, start + (k + 1) * beat) for k in range(4)
@@ -117,10 +118,10 @@ def test_a_clip_joined_late_sounds_from_there_on(tmp_path: Path) -> None:
     with open(tmp_path / "take" / "take.jsonl", "ab") as log:
         log.writelines(to_bytes(line) + b"\n" for line in lines)
     take = TakeReader(tmp_path / "take")
-    keys = report.summarise(take)[0]
+    keys = figures.summarise(take)[0]
     sounding = [(p.start, p.piece.unit) for p in keys.placed if begin <= p.start < end]
     assert sounding == [(begin + 2 * beat, 26), (begin + 3 * beat, 27)]
-    assert (5, begin, begin + 2 * beat) in report._fields(keys)
+    assert (5, begin, begin + 2 * beat) in pictures._fields(keys)
     assert (
         f"| 7 | 1 | keys | 5 fade to silence | too late \\| hung | {1000 * 2 * beat / RATE:.0f} ms |"
         in report.markdown(take)
@@ -132,7 +133,7 @@ def test_the_later_line_of_a_span_counts(tmp_path: Path) -> None:
     log = tmp_path / "take" / "take.jsonl"
     line = '{"type":"span","agent":"bass","bar":1,"beat":"0","beats":"4","start":16000,"frames":16000,"rung":2}\n'
     log.write_text(log.read_text() + line)
-    bass = report.summarise(TakeReader(tmp_path / "take"))[1]
+    bass = figures.summarise(TakeReader(tmp_path / "take"))[1]
     assert dict(bass.rungs) == {0: 1, 1: 6, 2: 1}
 
 
@@ -143,7 +144,7 @@ def test_the_later_line_of_a_span_counts(tmp_path: Path) -> None:
 def test_the_envelope_is_that_of_every_column(frames: int, columns: int, blocksize: int, seed: int) -> None:
     sound = np.random.default_rng(seed).uniform(-1, 1, (frames, 2)).astype(np.float32)
     blocks = [sound[start : start + blocksize] for start in range(0, frames, blocksize)]
-    envelope = report._Envelope(blocks, frames, columns)
+    envelope = figures.Envelope(blocks, frames, columns)
     assert envelope.peak == np.abs(sound).max()
     assert envelope.edges[0] == 0
     assert envelope.edges[-1] == frames
@@ -172,7 +173,7 @@ def test_the_table_has_a_row_for_each_agent(take: TakeReader) -> None:
 
 def test_the_legend_names_the_rungs_that_have_a_column(take: TakeReader) -> None:
     page, caption = report.markdown(take), str(report.table(take).caption)
-    for rung, name in report.RUNGS.items():
+    for rung, name in figures.RUNGS.items():
         has_column = f"| rung {rung} |" in page
         assert (f"{rung} {name}" in caption) == has_column
         assert (f"{rung} {name}" in page.split("Spans by what played: ")[1].split("\n")[0]) == has_column
@@ -205,7 +206,7 @@ def count(image: npt.NDArray[np.int64], colour: tuple[float, float, float] | str
 
 
 def test_the_picture_shows_each_unit_in_the_colour_of_its_place(take: TakeReader, tmp_path: Path) -> None:
-    picture = report._Picture(take, "title")
+    picture = pictures._Picture(take, "title")
     picture.save(tmp_path / "a.png")
     image = pixels(tmp_path / "a.png")
     assert image.shape == (900, 1600, 3)
@@ -215,24 +216,24 @@ def test_the_picture_shows_each_unit_in_the_colour_of_its_place(take: TakeReader
             inside = ribbon[None, math.ceil(picture.x(placed.start)) + 1 : int(picture.x(placed.stop)) - 2]
             assert count(inside, picture.palette.of(placed.piece)) == inside.shape[1] > 20, placed
     assert len({picture.palette.of(p.piece) for p in picture.parts[0].placed}) == 20
-    assert count(image[120:350], report._INPUT_COLOUR) > 1000
+    assert count(image[120:350], pictures._INPUT_COLOUR) > 1000
 
 
 def test_the_picture_flags_fallbacks(take: TakeReader, tmp_path: Path) -> None:
-    report.draw(take, tmp_path / "a.png")
+    pictures.draw(take, tmp_path / "a.png")
     image = pixels(tmp_path / "a.png")
     keys, bass = image[355:580], image[584:800]
     for rung in (2, 4, 5):
-        assert count(keys, report._RUNG_COLOURS[rung]) > 200
-        assert count(bass, report._RUNG_COLOURS[rung]) == 0
+        assert count(keys, pictures._RUNG_COLOURS[rung]) > 200
+        assert count(bass, pictures._RUNG_COLOURS[rung]) == 0
 
 
 def test_the_picture_marks_tempo_changes(tmp_path: Path) -> None:
     take = record(tmp_path / "take", quiet=True)
-    report.draw(take, tmp_path / "a.png")
+    pictures.draw(take, tmp_path / "a.png")
     lane = pixels(tmp_path / "a.png")[140:330]  # the input, silent here
     red = (lane[:, :, 0] - lane[:, :, 1] > 60).mean(axis=0)
-    change = report._LEFT + (1600 - report._LEFT - report._RIGHT) * tempo_map().bar_frame(4) / take.frames
+    change = pictures._LEFT + (1600 - pictures._LEFT - pictures._RIGHT) * tempo_map().bar_frame(4) / take.frames
     columns = np.flatnonzero(red > 0.3)
     assert len(columns) > 0
     assert np.abs(columns - change).max() <= 2  # a dashed line there, and nowhere else
@@ -261,7 +262,7 @@ def test_steps_of_a_ramp_are_one_mark(tmp_path: Path) -> None:
         for line in lines:
             writer.log(line)
         writer.close(the_map.bar_frame(8))
-        marks = report._tempo_marks(TakeReader(tmp_path / folder))
+        marks = figures.tempo_marks(TakeReader(tmp_path / folder))
         assert [(m.frame, m.until, m.bar, m.text) for m in marks] == [
             (0, 0, 0, "♩ = 120"),
             (the_map.bar_frame(2), the_map.bar_frame(4), 2, "♩ to 140"),
@@ -284,8 +285,8 @@ def test_what_lies_behind_the_end_is_left_out(tmp_path: Path) -> None:
     }
     log.write_bytes(log.read_bytes() + to_bytes(line) + b"\n")
     take = TakeReader(tmp_path / "take")
-    assert report.summarise(take)[1].bars == BARS
-    assert max(p.stop for part in report.summarise(take) for p in part.placed) <= take.frames
+    assert figures.summarise(take)[1].bars == BARS
+    assert max(p.stop for part in figures.summarise(take) for p in part.placed) <= take.frames
 
 
 def test_the_files_lie_in_the_take(tmp_path: Path) -> None:
@@ -305,15 +306,15 @@ def test_a_take_that_crashed_and_lost_a_stem_still_has_a_report(tmp_path: Path) 
     assert "has no last line" in page
     assert "| `stems/bass.wav` | missing |" in page
     assert "| no file |" in page
-    assert report.summarise(take)[1].peak_db is None
+    assert figures.summarise(take)[1].peak_db is None
     assert "no file" in rendered(report.table(take))
 
 
 def test_silence_is_called_silent(tmp_path: Path) -> None:
     take = record(tmp_path / "take", quiet=True)
-    assert report.summarise(take)[0].peak_db == -math.inf
+    assert figures.summarise(take)[0].peak_db == -math.inf
     assert "| silent |" in report.markdown(take)
-    report.draw(take, tmp_path / "a.png")
+    pictures.draw(take, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("frames", [0, 1, 7])
@@ -341,9 +342,9 @@ def test_many_sources_and_lanes_find_their_place(tmp_path: Path) -> None:
         writer.log({"type": "span", **place, "beats": "4", "start": 0, "frames": 100, "rung": 1, "attempt": 1})
     writer.close(100)
     take = TakeReader(tmp_path / "take")
-    palette = report._Palette(report.summarise(take))
+    palette = pictures._Palette(figures.summarise(take))
     assert (len(palette.sources), palette.others) == (8, 10)
-    report.draw(take, tmp_path / "a.png")
+    pictures.draw(take, tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").shape[0] > 1200
 
 
