@@ -12,6 +12,7 @@ cuts its blocks at :meth:`Part.next_event`, and the result does not depend on bl
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -23,6 +24,7 @@ from realtime.protocols import Action, Chord, Clip, Log, Origin, Plan, Span, Spa
 from realtime.voice import NEVER, Material, Voice, place_clip
 
 SPECULATIVE, FINAL = 0, 1
+ACTIONS_KEPT = 64
 REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_LAST_BAR, RUNG_FADE = 0, 1, 2, 4, 5
 
 
@@ -237,7 +239,7 @@ class Part:
         self._grid, self._first_bar, self._seed, self._chart, self._log = grid, first_bar, seed, chart, log
         self._good: Turn | None = None  # the last turn in which an answer of the agent sounded
         self._gone: list[Turn] = []  # turns whose sound may still be in a crossfade; let go at the next decision
-        self._actions: list[Action] = []
+        self._actions: deque[Action] = deque(maxlen=ACTIONS_KEPT)
 
     # What the engine asks
 
@@ -279,7 +281,7 @@ class Part:
         return done
 
     def press(self, action: Action) -> None:
-        """Hand an action to the agent with the next final request."""
+        """Hand an action to the agent with the next final request; of too many the latest are kept."""
         self._actions.append(action)
 
     def retime(self, tempo_map: TempoMap, now: int) -> None:

@@ -131,8 +131,8 @@ def _check_options(config: AgentConfig, allowed: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(option, names, 1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"agent {config.name!r} has an option {option!r}; a {config.kind} agent takes "
-                f"{', '.join(names) or 'none'}{meant}"
+                f"agent {config.name!r}: the kind {config.kind} takes no {option!r}; "
+                f"its options are: {', '.join(names) or 'none'}{meant}"
             )
         kind = allowed[option]
         fits = isinstance(value, (int, float) if kind is float else kind) if kind in _PLAIN else True
@@ -414,8 +414,10 @@ class ProcessPort:
             clip = Clip(audio, int(message["lead_in"]), decode(Origin, message["origin"]))
             if checksum(audio) != int(message["checksum"]):
                 clip, fault = None, "the clip's checksum is wrong"
-        self._recent.append(float(message["compute_seconds"]))
-        return Reply(span, int(message["attempt"]), clip, fault, self._recent[-1], slot)
+        seconds = float(message["compute_seconds"])
+        if not fault:  # what was given up says nothing about how long an answer takes
+            self._recent.append(seconds)
+        return Reply(span, int(message["attempt"]), clip, fault, seconds, slot)
 
     def ready(self) -> bool:
         """Whether there is news: a reply that was not taken yet, or an agent that was loading and is armed now."""

@@ -325,3 +325,11 @@ def test_actions_reach_the_agent_with_its_next_final_request() -> None:
     rig.run(4 * RATE)
     with_actions = [(r.span.bar, r.attempt, r.actions[0].name) for r in agent.requests if r.actions]
     assert with_actions == [(1, 1, "density")]
+
+
+def test_of_more_actions_than_an_agent_can_be_handed_the_latest_are_kept() -> None:
+    agent = ClickAgent()
+    presses = [(50_000, Command("action", "a", name="density", value=float(n))) for n in range(1000)]
+    Rig({"a": agent}, script=presses).run(3 * RATE)
+    [handed] = [request.actions for request in agent.requests if request.final and request.actions]
+    assert [action.value for action in handed] == list(range(1000 - 64, 1000))

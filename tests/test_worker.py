@@ -512,8 +512,8 @@ class Bench:
     def arm(self, seconds: float) -> None:
         self.arena.status("a.worker").publish(state=1, budget_seconds=seconds)
 
-    def reply(self, seconds: float) -> None:
-        message = {"span": {"bar": 0, "beat": "0", "beats": "4"}, "attempt": 1, "slot": 0, "fault": "",
+    def reply(self, seconds: float, fault: str = "") -> None:
+        message = {"span": {"bar": 0, "beat": "0", "beats": "4"}, "attempt": 1, "slot": 0, "fault": fault,
                    "compute_seconds": seconds, "origin": None}  # fmt: skip
         self.arena.records("a.replies").post(to_bytes(message))
         assert self.port.take(0) is not None
@@ -546,6 +546,9 @@ def test_the_budget_follows_what_answers_take_but_not_a_single_stall() -> None:
     bench.reply(0.2)
     assert bench.port.budget_frames() == round((1.5 * 0.2 + 0.005) * RATE)
     for _ in range(32):
+        bench.reply(0.0, "superseded")
+    assert bench.port.budget_frames() > start, "what was given up says nothing"
+    for _ in range(32):
         bench.reply(0.01)
     assert bench.port.budget_frames() == start
     bench.end()
@@ -563,7 +566,7 @@ def test_a_budget_the_session_gives_is_not_measured() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tabu": 2}, "has an option 'tabu'; a corpus agent takes .*; did you mean 'taboo'"),
+        ({"tabu": 2}, "the kind corpus takes no 'tabu'; its options are: .*; did you mean 'taboo'"),
         ({"taboo": "2"}, "option taboo is '2'; it takes a whole number"),
         ({"taboo": True}, "option taboo is True; it takes a whole number"),
         ({"space_db": "loud"}, "option space_db is 'loud'; it takes a number"),
