@@ -1,21 +1,21 @@
-"""Reads a session, builds everything and connects it: rendered from a file, replayed from a take, or live.
+"""Reads a session, builds everything and connects it.
 
-Only this file builds what holds processes. :func:`render` and :func:`replay` run the engine here on a virtual clock;
-:class:`Live` spawns the device process, the engine, the recorder and a worker per agent around one piece of shared
-memory, and takes all of it down again.
+Only this file builds what holds processes. :class:`Live` spawns the device process, the engine, the recorder and a
+worker per agent around one piece of shared memory, and takes all of it down again. What runs on a virtual clock is in
+``offline.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import shutil
+import threading
 import time
-import tomllib
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -23,42 +23,33 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bridge.children import Children, signals_held
-from bridge.session import MAX_BYTES, AgentTable, Session
-from bridge.tap import RecorderConfig, Tap, new_take, recorder_layout, run_recorder, take_header
-from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
-from realtime.messages import decode, encode, to_bytes
+from bridge.gate import Gate, GateError
+from bridge.session import AgentTable, Session
+from bridge.supervise import Lighter, Member, Respawn, Supervisor, Worker, how
+from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
+from realtime.engine import Command, EngineConfig, PartConfig
+from realtime.messages import encode, to_bytes
 from realtime.mixer import Metronome, Monitor, Strip
-from realtime.protocols import Block, StreamSpec
-from realtime.worker import (
-    STATE_ARMED,
-    STATE_FAILED,
-    STATE_LOADING,
-    AgentConfig,
-    AgentRunner,
-    InlinePort,
-    RingHeard,
-    build_agent,
-)
+from realtime.protocols import StreamSpec
+from realtime.scheduler import LEDGER
+from realtime.worker import AgentConfig, WorkerConfig, run_worker
 
 if TYPE_CHECKING:
-    from bridge.recorder import TakeReader
-    from realtime.buffers import Layout
-    from realtime.scheduler import Timing
+    from multiprocessing.synchronize import Semaphore
 
-OFFLINE_LEAD = 1024
-OFFLINE_BLOCKSIZE = 1024
-OFFLINE_BUDGET_SECONDS = 0.25
-"""What an agent is held to take where nothing is measured: so a render does not depend on the machine."""
+    from bridge.offline import Progress, Rendered
+    from realtime.buffers import ArenaHandle, Layout
+    from realtime.iowatch import DeviceSupervisor
+
 LONGEST_SPAN_SECONDS = 8.0
 LEAST_LEAD_BLOCKS = 4
 """With fewer the device's ring would run empty between two turns."""
-RESAMPLED_LEAD = 1536
-"""What held where the device runs at another rate than the session (44.1 against 48 kHz)."""
 FIRST_SOUND_SECONDS = 1.0
 CLOSING_SECONDS = 10.0
-
-Progress = Callable[[int, int], None]
-"""Takes frames done and frames in all."""
+STALLED_SECONDS = 2.0
+"""An engine that stands still for so long does not answer; it makes a block every few milliseconds."""
+MEMORY_MB = 4096
+"""What each process of an agent may use where the session does not say."""
 
 
 def version() -> str:
@@ -110,8 +101,10 @@ def part_config(session: Session, agent: AgentTable) -> PartConfig:
     options = dict(agent.options)
     channels = agent.channels or 1
     if agent.kind == "corpus":
+        from realtime.corpus import described_channels
+
         folder = session.corpus_path(agent)
-        channels = agent.channels or corpus_channels(folder)
+        channels = agent.channels or described_channels(folder)
         options["corpus"] = str(folder)
     model = session.model_path(agent)
     if model is not None:
@@ -126,272 +119,16 @@ def part_config(session: Session, agent: AgentTable) -> PartConfig:
     return PartConfig(config, strip, agent.grid_beats, agent.follows)
 
 
-def corpus_channels(folder: Path) -> int:
-    """Return the channels of a corpus's widest recording; 1 where its description says nothing usable.
-
-    Only the description is read: the corpus itself is its worker's to open, and to refuse in words.
-    """
-    try:
-        description = folder / "corpus.toml"
-        if description.stat().st_size > MAX_BYTES:
-            return 1
-        sources = tomllib.loads(description.read_text(encoding="utf-8"))["sources"]
-        return min(64, max(1, *(int(source["channels"]) for source in sources)))
-    except (OSError, ValueError, KeyError, TypeError):
-        return 1
-
-
-# Input
-
-
-class FileInput:
-    """A sound file as the session hears it: its channels chosen, at the session's rate, block by block.
-
-    Raises
-    ------
-    ValueError
-        In one sentence, if the file cannot be used or lacks a channel.
-    """
-
-    _CHUNK = 1 << 16  # always the same, so that the result does not depend on how it is read
-
-    def __init__(self, path: str | os.PathLike[str], samplerate: int, channels: tuple[int, ...]) -> None:
-        from realtime.soundfiles import SoundFile
-
-        self._file = SoundFile(Path(path))
-        info = self._file.info
-        if max(channels) > info.channels:
-            self._file.close()
-            has = "1 channel" if info.channels == 1 else f"{info.channels} channels"
-            raise ValueError(
-                f"{path} has {has}, but the session hears input {max(channels)}; set stream.inputs to channels "
-                "that the file has, for instance [1]"
-            )
-        self._channels = [channel - 1 for channel in channels]
-        self._samplerate = samplerate
-        self.frames = max(1, round(info.frames * samplerate / info.samplerate))
-        self._total, self._at = info.frames, 0
-        self._resampler: Any = None
-        self._ready: list[Block] = []  # what was made and not handed out yet; the first is begun at `_used`
-        self._used = 0
-
-    def check(self, progress: Progress = lambda done, total: None) -> None:
-        """Decode the whole file once: what is wrong anywhere in it is found before anything is written.
-
-        Raises
-        ------
-        ValueError
-            If it breaks off, or holds NaN or infinity.
-        """
-        for start in range(0, self._total, self._CHUNK):
-            self._file.read(start, min(self._total, start + self._CHUNK))
-            progress(min(self._total, start + self._CHUNK), self._total)
-
-    def read(self, frames: int) -> Block:
-        """Return the next ``frames``; fewer, or none, at the end."""
-        import numpy as np
-
-        parts = [np.zeros((0, len(self._channels)), np.float32)]
-        missing = frames
-        while missing and (self._ready or self._at < self._total):
-            if not self._ready:
-                self._ready.append(self._next_chunk())
-                continue
-            part = self._ready[0][self._used : self._used + missing]
-            parts.append(part)
-            missing -= len(part)
-            self._used += len(part)
-            if self._used == len(self._ready[0]):
-                self._ready.pop()
-                self._used = 0
-        return np.concatenate(parts)
-
-    def _next_chunk(self) -> Block:
-        import numpy as np
-
-        end = min(self._total, self._at + self._CHUNK)
-        chunk: Block = np.ascontiguousarray(self._file.read(self._at, end)[:, self._channels])
-        self._at = end
-        rate = self._file.info.samplerate
-        if rate == self._samplerate:
-            return chunk
-        if self._resampler is None:
-            import soxr
-
-            self._resampler = soxr.ResampleStream(
-                rate, self._samplerate, len(self._channels), dtype="float32", quality="HQ"
-            )
-        resampled: Block = self._resampler.resample_chunk(chunk, last=end == self._total)
-        return resampled
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-# On a virtual clock
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """What a render or a replay left: the take, and how it went."""
-
-    folder: Path
-    frames: int
-    seconds: float
-    samplerate: int
-    fault: str = ""
-    interrupted: bool = False
-
-    @property
-    def realtime_factor(self) -> float:
-        """Seconds of music made in a second."""
-        return self.frames / self.samplerate / max(self.seconds, 1e-9)
-
-
-def inline_band(
-    config: EngineConfig,
-    make_port: Callable[[AgentRunner, int], InlinePort],
-    log: Callable[[dict[str, object]], None],
-    timing: Timing | None = None,
-    script: tuple[tuple[int, Command], ...] = (),
-) -> Engine:
-    """Build an engine whose agents run in this process."""
-    memory = Memory.private(config)
-    heard = RingHeard(memory.inputs, memory.stems)
-    ports = []
-    for part in config.parts:
-        runner = AgentRunner(build_agent(part.agent), part.agent, config.spec, heard)
-        budget_seconds = part.agent.budget_seconds or OFFLINE_BUDGET_SECONDS
-        ports.append(make_port(runner, round(budget_seconds * config.spec.samplerate)))
-    engine = Engine(config, ports, memory, log=log, timing=timing, script=script)
-    for port in ports:
-        port.now = lambda: engine.mixed
-    return engine
-
-
-def render(
-    session: Session,
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    blocksize: int = OFFLINE_BLOCKSIZE,
-    script: tuple[tuple[int, Command], ...] = (),
-    progress: Progress = lambda done, total: None,
-) -> Rendered:
-    """Play a session against a file, as it would be played live, and write the take into ``out``.
-
-    Parameters
-    ----------
-    session
-        The session; its downbeat is that of the file.
-    source
-        What the player plays: any sound file. The stems are exactly as long, at the session's rate.
-    out
-        Folder of the take; one that holds a take is refused.
-    blocksize
-        Frames at a time. The result does not depend on it.
-    script
-        Commands and the frames at which they count.
-    progress
-        Called after each block.
-
-    Raises
-    ------
-    ValueError
-        In one sentence, before anything is written, if the session, a corpus or the file cannot be used.
-    """
-    spec = replace(session.spec(OFFLINE_LEAD), blocksize=blocksize)
-    config = engine_config(session, spec, live=False)
-    with contextlib.closing(FileInput(source, session.stream.samplerate, session.stream.inputs)) as audio:
-        audio.check(lambda done, total: progress(0, audio.frames))
-        lines: list[dict[str, object]] = []
-        engine = inline_band(config, InlinePort, lambda line: lines.append(line), script=script)
-        take = new_take(Path(out), config, take_header(config, version(), session.toml()))
-        return _run(engine, take, lines, audio.read, audio.frames, progress)
-
-
-def replay(
-    folder: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    progress: Progress = lambda done, total: None,
-) -> Rendered:
-    """Play a take again from its input and its lines, and write it into ``out``; its stems are not read."""
-    from bridge.recorder import TakeReader
-    from realtime.replay import ForcedTiming, ReplayPort, Script
-
-    take = TakeReader(folder)
-    if "engine" not in take.header:
-        raise ValueError(f"{take.folder}: its first line has no engine; was it recorded by another program?")
-    config = decode(EngineConfig, take.header["engine"])
-    config = replace(config, spec=replace(config.spec, blocksize=OFFLINE_BLOCKSIZE))
-    forced = Script.read(take.lines)
-    lines: list[dict[str, object]] = []
-    engine = inline_band(
-        config,
-        lambda runner, budget: ReplayPort(runner, forced),
-        lambda line: lines.append(line),
-        timing=ForcedTiming(forced),
-        script=forced.commands,
-    )
-    heard = take.input(OFFLINE_BLOCKSIZE)
-    again = new_take(Path(out), config, {key: take.header[key] for key in take.header if key not in _FRESH})
-    return _run(engine, again, lines, lambda frames: next(heard), take.frames, progress)
-
-
-_FRESH = ("type", "version", "inputs", "outputs", "stems")
-
-
-def _run(
-    engine: Engine,
-    take: Any,
-    lines: list[dict[str, object]],
-    read: Callable[[int], Block],
-    frames: int,
-    progress: Progress,
-) -> Rendered:
-    """Drive an engine over ``frames`` of input into a take. Whatever ends it early, what there is is kept."""
-    from realtime.stream import OfflineStream
-
-    tap, spec = Tap(take, engine.memory), engine.spec
-    every = max(1, spec.samplerate // 2)
-    begin, interrupted = time.perf_counter(), False
-
-    def keep(done: int, end: int | None = None) -> None:
-        with signals_held():  # in the middle, it would leave a line or a stretch of sound twice in the take
-            tap.mark()
-            for line in lines:
-                take.log(line)
-            lines.clear()
-            tap.drain(end)
-        engine.stopped = engine.stopped or bool(take.fault)  # what cannot be kept need not be made
-        progress(done, frames)
-
-    def after_block(done: int) -> None:
-        if done // every != (done - spec.blocksize) // every or done == frames:
-            keep(done)
-
-    try:
-        OfflineStream(spec, read, frames, lambda block: None, after_block).run(engine)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        with signals_held():
-            keep(engine.mixed, engine.mixed)
-            made = take.close(engine.mixed, engine.summary())
-    return Rendered(take.folder, made, time.perf_counter() - begin, spec.samplerate, take.fault, interrupted)
-
-
-def verdicts(original: TakeReader, again: TakeReader) -> dict[str, str]:
-    """Say of every stem whether a replay gave the same bits: ``"identical"``, ``"different"``, ``"unknown"``."""
-    recorded = original.end.stems if original.end is not None else {}
-    found = {}
-    for name in original.stems:
-        truth = recorded.get(name) or (original.stem_hash(name) if original.has(name) else "")
-        same = "identical" if truth == again.stem_hash(name) else "different"
-        found[name] = same if truth else "unknown"
-    return found
+def lighter_ways(session: Session, agent: AgentTable) -> tuple[Lighter, ...]:
+    """Return the lighter ways to play that an agent's entry lists; each says what differs from the entry itself."""
+    ways = []
+    for way in getattr(agent, "lighter", ()):
+        keys = {name: way[name] for name in ("model", "corpus") if name in way}
+        options = {name: value for name, value in way.items() if name not in keys}
+        other = agent.model_copy(update=keys | {"options": agent.options | options})
+        words = " and ".join(f"{name} = {value}" for name, value in way.items())
+        ways.append(Lighter(words, part_config(session, other).agent.options))
+    return tuple(ways)
 
 
 # Live
@@ -407,13 +144,12 @@ class Status:
         The mixing cursor; bar 0 is the first, a count-in is negative.
     stopped
         Whether the engine has ended.
-    rungs
-        For each agent how many spans were played on rung 0 (rests) to 5, then the rung that sounds now (-1: none
-        yet) at index 6 and the agent's faults at index 7.
+    ledger
+        For each agent its row of the engine's ledger, by the names of :data:`realtime.scheduler.LEDGER`.
     peaks
         Peak of each stem before its fader since the last look of the engine, linear.
     states
-        Of each agent's worker: ``"loading"``, ``"armed"``, ``"failed"`` or ``"gone"``.
+        How each agent stands, in a word, as :meth:`bridge.supervise.Supervisor.states` says.
     device, stream
         What the device process and the stream count.
     """
@@ -422,7 +158,7 @@ class Status:
     bar: int
     beat: int
     stopped: bool
-    rungs: dict[str, list[int]]
+    ledger: dict[str, dict[str, int]]
     peaks: dict[str, float]
     states: dict[str, str]
     device: dict[str, Any]
@@ -441,7 +177,37 @@ def _check_room(layout: Layout) -> None:
         )
 
 
-_STATES = {STATE_LOADING: "loading", STATE_ARMED: "armed", STATE_FAILED: "failed"}
+class _Hands:
+    """What the supervisor of the agents needs of the bridge."""
+
+    def __init__(self, children: Children, handle: ArenaHandle, wakes: dict[str, Semaphore]) -> None:
+        self._children, self._handle, self._wakes = children, handle, wakes
+        self._calls = {name: children.semaphore() for name in wakes}
+        self.send: Callable[[Command], bool] = lambda command: False
+        self.said: deque[tuple[str, bool]] = deque()
+
+    @staticmethod
+    def _name(config: WorkerConfig) -> str:
+        return f"agent {config.agent.name}, process {config.generation}"
+
+    def spawn(self, config: WorkerConfig) -> Worker:
+        """Start one of an agent's processes."""
+        agent = config.agent.name
+        return self._children.spawn(
+            self._name(config), run_worker, self._handle, config, self._wakes[agent], self._calls[agent]
+        )
+
+    def forget(self, config: WorkerConfig) -> None:
+        """Let go of one that has ended."""
+        self._children.forget(self._name(config))
+
+    def call(self, agent: str) -> None:
+        """Wake whoever stands by."""
+        self._calls[agent].release()
+
+    def say(self, text: str, *, bad: bool) -> None:
+        """Keep a sentence until the bridge's thread passes it on."""
+        self.said.append((text, bad))
 
 
 class Live:
@@ -466,6 +232,8 @@ class Live:
         Whether something went wrong that the music went on without: a disk, a corpus, a process.
     closed_frames
         Length of the take once it is closed.
+    respawns
+        Every replacement of an agent's process, in order.
     """
 
     def __init__(
@@ -477,7 +245,7 @@ class Live:
         lead: int = 0,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        from realtime.io import choose_lead, measure_lateness, realtime_rights
+        from realtime.rights import choose_lead, measure_lateness, realtime_rights
 
         self.session, self.folder, self._tell, self._say_warning = session, folder, tell, warn or tell
         stream = session.stream
@@ -495,8 +263,11 @@ class Live:
         self.names = [part.agent.name for part in self.config.parts]
         self.failed = False
         self.closed_frames: int | None = None
+        self.respawns: list[Respawn] = []
         self._refused = False
         self._reported: set[str] = set()
+        self._sending = threading.Lock()
+        self._stalled = _Stalled()
 
     def __enter__(self) -> Live:
         from realtime import io
@@ -505,10 +276,16 @@ class Live:
 
         layout = {**engine_layout(self.config), **io.layout(self.config.spec), **recorder_layout()}
         _check_room(layout)
-        with signals_held():  # Python's own process that looks after the memory is born here, and unblocks Ctrl-C
-            self.arena = Arena.create(layout)
-        self._supervisor: Any = None
-        self._children = Children(self.arena.handle.name)
+        self._device: DeviceSupervisor | None = None
+        self._band: Supervisor | None = None
+        with signals_held():  # the processes that look after the memory are born here, and unblock Ctrl-C
+            self._children = Children()
+            try:
+                self.arena = Arena.create(layout)
+            except BaseException:
+                self._children.end()
+                raise
+            self._children.keep(self.arena.handle.name)
         try:
             with signals_held():
                 self._start()
@@ -519,27 +296,40 @@ class Live:
 
     def _start(self) -> None:
         """Spawn every process; the one that makes the first sound first."""
-        from realtime import io
+        from realtime.devices import IoConfig
         from realtime.engine import run_engine
-        from realtime.worker import WorkerConfig, run_worker
+        from realtime.iowatch import DeviceSupervisor
 
         config, children, handle = self.config, self._children, self.arena.handle
-        wakes = [children.semaphore() for _ in config.parts]
+        wakes = {name: children.semaphore() for name in self.names}
+        self._hands = _Hands(children, handle, wakes)
+        self._hands.send = self.send
         device = self.session.stream.device
-        children.spawn("engine", run_engine, handle, config, wakes, device != "null")
+        children.spawn("engine", run_engine, handle, config, list(wakes.values()), device != "null")
         if device != "null":
-            io_config = io.IoConfig(config.spec, device, input_channels=self.session.stream.inputs)
-            self._supervisor = io.DeviceSupervisor(self.arena, io_config, self._tell)
-            self._supervisor.start()
+            io_config = IoConfig(config.spec, device, input_channels=self.session.stream.inputs)
+            self._device = DeviceSupervisor(self.arena, io_config, self._tell)
+            self._device.start()
         self._wait_for_sound()  # those who are not needed for it yet would only be in its way
         if self.folder is not None:
             header = take_header(config, version(), self.session.toml())
             recorder = RecorderConfig(str(self.folder), config, header)
             children.spawn("recorder", run_recorder, handle, recorder)
-        stems = tuple(self.names)
-        for part, wake in zip(config.parts, wakes, strict=True):
-            worker = WorkerConfig(part.agent, config.spec, stems, config.tempo_map, part.grid_beats)
-            children.spawn(f"agent {part.agent.name}", run_worker, handle, worker, wake)
+        spares = bool(getattr(self.session.session, "spares", True))
+        self._band = Supervisor(self.arena, self._members(), self._hands, self.respawns, spares=spares)
+        self._band.start()
+
+    def _members(self) -> list[Member]:
+        """Return the band as it is looked after."""
+        config, members = self.config, []
+        for part, agent in zip(config.parts, self.session.agents, strict=True):
+            memory_bytes = getattr(agent, "memory_mb", MEMORY_MB) * 2**20
+            worker = WorkerConfig(
+                part.agent, config.spec, tuple(self.names), config.tempo_map, part.grid_beats,
+                memory_bytes=memory_bytes,
+            )  # fmt: skip
+            members.append(Member(worker, part.follows, lighter_ways(self.session, agent)))
+        return members
 
     def _wait_for_sound(self) -> None:
         """Wait until the first frame was mixed and the device plays or cannot, for a second at most."""
@@ -548,44 +338,49 @@ class Live:
         device, stream = self.arena.status("io.status"), self.arena.status("stream.status")
         until = time.monotonic() + FIRST_SOUND_SECONDS
         while time.monotonic() < until:
-            settled = self._supervisor is None or device.read()["state"] in (RUNNING, FAILED)
+            settled = self._device is None or device.read()["state"] in (RUNNING, FAILED)
             if settled and (stream.read()["mixed"] or self.arena["place"][0]):
                 break
             time.sleep(0.005)
-        rate, spec = device.read()["samplerate"], self.config.spec
-        if rate not in (0, spec.samplerate) and spec.lead < RESAMPLED_LEAD:
-            self._tell(
-                f"the device runs at {rate} Hz and the session at {spec.samplerate} Hz, so the sound is converted; "
-                f"if xruns are counted, play with --lead {RESAMPLED_LEAD}, or set samplerate = {rate} in the session"
-            )
 
     def send(self, command: Command) -> bool:
-        """Hand a command to the engine; return whether its queue took it."""
-        return self.arena.records("commands").post(to_bytes(encode(command)))
+        """Hand a command to the engine; return whether its queue took it. Any thread."""
+        record = to_bytes(encode(command))
+        with self._sending:
+            return self.arena.records("commands").post(record)
 
     def pids(self) -> dict[str, int]:
-        """Return the ids of the session's processes, by name: ``"engine"``, ``"recorder"``, ``"agent NAME"``."""
-        return self._children.pids()
+        """Return the ids of the session's processes by name: ``"engine"``, ``"recorder"``, ``"io"``, ``"agent NAME"``
+        for the one on duty and ``"spare NAME"`` for the one that stands by.
+        """
+        found = {name: pid for name, pid in self._children.pids().items() if not name.startswith("agent ")}
+        if self._device is not None and self._device.pid is not None:
+            found["io"] = self._device.pid
+        return found | (self._band.pids() if self._band is not None else {})
+
+    def spares(self) -> dict[str, str]:
+        """Say how the processes that stand by stand, by agent: ``"loading"`` or ``"measured"``."""
+        return self._band.spares() if self._band is not None else {}
 
     def status(self) -> Status:
         """Return how things stand."""
         place = self.arena["place"]
         peaks = self.arena["meters"][: len(self.names), 0]
+        rows = self.arena["ledger"]
         return Status(
             frame=int(place[0]),
             bar=int(place[1]),
             beat=int(place[2]),
             stopped=bool(place[3]),
-            rungs={name: [int(n) for n in row] for name, row in zip(self.names, self.arena["rungs"], strict=True)},
+            ledger={
+                name: dict(zip(LEDGER, (int(value) for value in row), strict=True))
+                for name, row in zip(self.names, rows, strict=True)
+            },
             peaks={name: float(peak) for name, peak in zip(self.names, peaks, strict=True)},
-            states={name: self._state(name) for name in self.names},
+            states=self._band.states() if self._band is not None else dict.fromkeys(self.names, "loading"),
             device=self.arena.status("io.status").read(),
             stream=self.arena.status("stream.status").read(),
         )
-
-    def _state(self, name: str) -> str:
-        state = _STATES[self.arena.status(f"{name}.worker").read()["state"]]
-        return state if state == "failed" or self._children.alive(f"agent {name}") else "gone"
 
     def poll(self) -> bool:
         """Look after everything once; return whether the session still runs. Call it a few times a second."""
@@ -595,28 +390,48 @@ class Live:
             if name not in self._reported and not self.status().stopped:
                 self._reported.add(name)
                 self._report(name, code)
+        if "engine" not in ended:
+            self._look_at_engine()
+        if self._band is not None and self._band.nobody and not self._refused:
+            self._refused = True
+            self._warn(self._band.nobody)
         return "engine" not in ended and not self._refused
+
+    def _look_at_engine(self) -> None:
+        """Say so if the engine stands still, and when it goes on."""
+        place = self.arena["place"]
+        if place[3] or not place[0]:
+            return  # it has ended, or not begun
+        before, stalled = self._stalled.told, self._stalled.look(int(place[0]), time.monotonic())
+        if before and not stalled:
+            self._tell("the engine goes on")
+        elif stalled and not before:
+            self._warn(
+                f"the engine has stood still for {STALLED_SECONDS:.0f} s, so there is no music; if it does not go "
+                "on, end the session: the take up to here is kept"
+            )
 
     def _report(self, name: str, code: int) -> None:
         """Say that a process has ended before its time, unless it has said why itself."""
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if name == "engine":
-            self._warn(f"the engine {how}, so the music stopped; the take up to here is kept")
+            self._warn(f"the engine {how(code)}, so the music stopped; the take up to here is kept")
         elif name == "recorder" and not self._refused:
-            self._warn(f"the recorder {how}; {self.folder} keeps what was recorded up to here, and the music goes on")
-        elif name.startswith("agent ") and self._state(name.removeprefix("agent ")) != "failed":
-            agent = name.removeprefix("agent ")
-            self._warn(f"the process of agent {agent!r} {how}; its stem goes down the ladder, the others play on")
+            self._warn(
+                f"the recorder {how(code)}; {self.folder} keeps what was recorded up to here, and the music goes on"
+            )
 
     def _warn(self, text: str) -> None:
         self.failed = True
         self._say_warning(text)
 
     def _hear(self) -> None:
-        """Pass on what the workers and the recorder have to say."""
+        """Pass on what the agents, those who look after them and the recorder have to say."""
         for name in self.names:
             while (text := self.arena.records(f"{name}.text").take()) is not None:
                 self._warn(text.decode(errors="replace"))
+        while self._hands.said:
+            sentence, bad = self._hands.said.popleft()
+            (self._warn if bad else self._tell)(sentence)
         while (record := self.arena.records("recorder.notes").take()) is not None:
             note = json.loads(record)
             if "failed" in note:
@@ -630,11 +445,21 @@ class Live:
     def stop(self) -> None:
         """Fade out, let the take close, end every process; bounded in time."""
         self._hear()
+        if self._band is not None:
+            self._band.stop()  # who ends from now on is meant to
         self.send(Command("stop"))
-        self._children.wait("engine", CLOSING_SECONDS)
+        self._wait_for_engine()
         self.arena.records("recorder.orders").post(b"close")
         self._children.wait("recorder", CLOSING_SECONDS)
         self._hear()
+
+    def _wait_for_engine(self) -> None:
+        """Wait until the engine has faded out; one that stands still will not, and is ended."""
+        stalled, until = _Stalled(), time.monotonic() + CLOSING_SECONDS
+        while not self._children.wait("engine", 0.05):
+            now = time.monotonic()
+            if stalled.look(int(self.arena["place"][0]), now) or now > until:
+                self._children.kill("engine")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -645,10 +470,95 @@ class Live:
             self._take_down()
 
     def _take_down(self) -> None:
-        for name in self.names:
-            self.arena[f"{name}.ending"][0] = 1
-        if self._supervisor is not None:
-            self._supervisor.stop()
+        if self._band is not None:
+            self._band.stop()
+            self._band.dismiss()
+        if self._device is not None:
+            self._device.stop()
         self._children.end()
         self.arena.close()
         self.arena.unlink()
+
+
+class _Stalled:
+    """Notices that a number does not change any more."""
+
+    def __init__(self) -> None:
+        self._value, self._since, self._looked = -1, 0.0, 0.0
+        self.told = False
+
+    def look(self, value: int, now: float) -> bool:
+        """Return whether it has stood still for too long; time in which nobody looked does not count."""
+        held_up = now - self._looked > STALLED_SECONDS / 2
+        if value != self._value or held_up:
+            self._value, self._since = value, now
+        self._looked = now
+        self.told = now - self._since > STALLED_SECONDS
+        return self.told
+
+
+# On a virtual clock: in a child, as a session and a take name files of other people
+
+
+def gate() -> Gate:
+    """Return a gate, for files to be opened at."""
+    return Gate()
+
+
+def render(
+    gate: Gate,
+    session: Session,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    blocksize: int = 1024,
+    progress: Progress = lambda done, total: None,
+) -> Rendered:
+    """Have a session rendered, as :func:`bridge.offline.render` does; Ctrl-C ends it, and keeps what there is.
+
+    Raises
+    ------
+    ValueError, OSError
+        As that does; and in one sentence, if the child died: of what, if that is known, and what was kept.
+    """
+    return _performed(
+        gate, "render", source, out, progress, session=session.toml(), path=session.path and str(session.path),
+        source=str(source), blocksize=blocksize,
+    )  # fmt: skip
+
+
+def replay(
+    gate: Gate,
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Rendered:
+    """Have a take replayed, as :func:`bridge.offline.replay` does; as :func:`render` does otherwise."""
+    return _performed(gate, "replay", folder, out, progress, folder=str(folder))
+
+
+def _performed(
+    gate: Gate, task: str, about: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress, **what: Any
+) -> Rendered:
+    from bridge.offline import Rendered
+
+    doing, done = str(about), 0
+
+    def hear(said: dict[str, Any]) -> None:
+        nonlocal doing, done
+        doing = str(said.get("doing", doing))
+        if "done" in said:
+            done = int(said["done"])
+            progress(done, int(said["total"]))
+
+    fresh = not (Path(out) / "take.jsonl").exists()
+    try:
+        return Rendered.heard(gate.ask(task, about, seconds=None, hear=hear, stoppable=True, out=str(out), **what))
+    except GateError as error:
+        if error.unforeseen:
+            raise
+        kept = f"{out} keeps what was made up to then" if fresh and (Path(out) / "take.jsonl").exists() else ""
+        raise ValueError(
+            f"the process of this {task} {error.how}; the last at work was {doing}; {kept or 'nothing was made'}"
+        ) from None

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bridge.app import Live, Rendered
+    from bridge.app import Live
+    from bridge.gate import Gate
+    from bridge.offline import Rendered
     from bridge.session import Session
 
 app = typer.Typer(
@@ -163,7 +166,9 @@ def demo(
     if live:
         _play(_on_device(session, device), folder, lead, seconds)
         return
-    _report(_render(session, player, folder))
+    with _gate("bridge.offline") as gate:
+        rendered = _render(gate, session, player, folder)
+    _report(rendered)
     if play:
         _play_mix(folder)
 
@@ -193,7 +198,9 @@ def render(
     """
     if not 1 <= blocksize <= 8192:
         raise ValueError(f"--blocksize {blocksize}: a block has 1 to 8192 frames; 1024 is a good size for files")
-    _report(_render(_session(session, bpm, meter, downbeat, seed), source, out, blocksize), draw=report)
+    with _gate("bridge.offline") as gate:
+        rendered = _render(gate, _session(session, bpm, meter, downbeat, seed), source, out, blocksize)
+    _report(rendered, draw=report)
 
 
 @app.command()
@@ -208,18 +215,15 @@ def replay(
 
     The old stems are not read for it, only compared in the end. The corpora must be where they were.
     """
-    from bridge.app import replay as replay_take
-    from bridge.app import verdicts
-    from bridge.recorder import TakeReader
+    from bridge import app
 
     folder = out or free_folder(take / "replay")
-    with bar("replaying") as progress:
-        rendered = replay_take(take, folder, progress=progress)
-    if not rendered.interrupted:
-        for name, verdict in verdicts(TakeReader(take), TakeReader(folder)).items():
-            say(f"  {name}: {verdict}")
+    with _gate("bridge.offline") as gate, bar("replaying") as progress:
+        rendered = app.replay(gate, take, folder, progress=progress)
+    for name, verdict in rendered.stems.items():
+        say(f"  {name}: {verdict}")
     say(f"{folder}: {rendered.realtime_factor:.0f} x real time")
-    _tell_faults(folder)
+    _tell(rendered.faults)
     _end(rendered)
 
 
@@ -253,7 +257,7 @@ def play(
 @app.command()
 def devices() -> None:
     """List the sound devices that a session can name."""
-    from realtime.io import list_devices
+    from realtime.devices import list_devices
 
     found = list_devices()
     for device in found:
@@ -272,14 +276,16 @@ def models(
     ] = "auto",
 ) -> None:
     """Check the neural models: run each once, compare with what it should give, and say what it runs on."""
+    from bridge.gate import GPU_SECONDS, time_for
     from bridge.session import MODELS
-    from realtime.inference import Model
 
     folders = [folder] if folder else sorted(card.parent for card in MODELS.glob("*/card.toml"))
-    for each in folders:
-        model = Model.open(each, provider=provider)
-        card = model.card
-        say(f"  {card.name} {card.version}: {card.task}; {card.samplerate} Hz, runs on {model.provider}")
+    with _gate() as gate:
+        for each in folders:
+            seconds = time_for(each) + (GPU_SECONDS if provider != "cpu" else 0)
+            model = gate.ask("model", each, seconds=seconds, folder=str(each), provider=provider)
+            what = f"{model['name']} {model['version']}: {model['task']}"
+            say(f"  {what}; {model['samplerate']} Hz, runs on {model['provider']}")
     if not folders:
         say(f"no models in {MODELS}")
 
@@ -310,9 +316,6 @@ def corpus_build(
 
     A corpus that is in the folder already is replaced.
     """
-    from realtime.clock import Meter
-    from realtime.corpus import build
-
     if units not in ("auto", "beat", "onset"):
         raise ValueError(f"--units {units!r}: cut by beat or onset, or auto: by beat if --bpm is given")
     if units == "beat" and bpm is None:
@@ -320,20 +323,24 @@ def corpus_build(
     if not 1 <= labels <= 1024:
         raise ValueError(f"--labels {labels}: the units are sorted into 1 to 1024 kinds of sound; 16 is usual")
 
-    with bar("building") as progress:
-        corpus = build(
-            files,
+    with _gate() as gate, bar("building") as progress:
+        corpus = gate.ask(
+            "build",
             out,
+            seconds=None,
+            hear=lambda said: progress(round(1000 * said["share"]), 1000),
+            stoppable=True,
+            files=[str(file) for file in files],
+            out=str(out),
             name=name,
             bpm=bpm,
-            meter=Meter.parse(meter) if meter else Meter(),
+            meter=meter or "4/4",
             downbeat_seconds=str(downbeat),
-            segmentation=units,  # type: ignore[arg-type]
+            segmentation=units,
             labels=labels,
             licence=licence,
-            progress=lambda share, what: progress(round(1000 * share), 1000),
         )
-    say(f"{out}: {len(corpus)} units by the {corpus.segmentation}, {corpus.seconds:.1f} s of sound")
+    say(f"{out}: {corpus['units']} units by the {corpus['segmentation']}, {corpus['seconds']:.1f} s of sound")
 
 
 @corpus_app.command("info")
@@ -341,16 +348,16 @@ def corpus_info(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a corpus.")],
 ) -> None:
     """Say what is in a corpus, and check that its recordings are as they were when it was built."""
-    from realtime.corpus import load
+    from bridge.gate import time_for
 
-    corpus = load(folder)
-    corpus.verify()
-    tempo = f"{float(corpus.tempo):g} bpm, {corpus.meter}" if corpus.tempo else "no tempo"
-    say(f"{corpus.name}: {len(corpus)} units by the {corpus.segmentation}, {corpus.seconds:.1f} s, {tempo}")
-    say(f"  licence: {corpus.licence}; labels: {len(set(corpus.labels.tolist()))}; digest {corpus.digest[:12]}")
-    for source in corpus.sources:
-        seconds = source.frames / source.samplerate
-        say(f"  {source.file}: {seconds:.1f} s, {source.samplerate} Hz, {_count(source.channels, 'channel')}")
+    with _gate() as gate:
+        corpus = gate.ask("corpus", folder, seconds=time_for(folder), folder=str(folder), verify=True)
+    tempo = f"{float(Fraction(corpus['tempo'])):g} bpm, {corpus['meter']}" if corpus["tempo"] else "no tempo"
+    cut = f"{corpus['units']} units by the {corpus['segmentation']}"
+    say(f"{corpus['name']}: {cut}, {corpus['seconds']:.1f} s, {tempo}")
+    say(f"  licence: {corpus['licence']}; labels: {corpus['labels']}; digest {corpus['digest'][:12]}")
+    for file, frames, samplerate, channels in corpus["sources"]:
+        say(f"  {file}: {frames / samplerate:.1f} s, {samplerate} Hz, {_count(channels, 'channel')}")
 
 
 @session_app.command("new")
@@ -394,10 +401,11 @@ def session_new(
 
 def _corpus_grid(folder: Path) -> dict[str, str | float]:
     """Return tempo and meter that a corpus was played in; nothing for one cut by the onset."""
-    from realtime.corpus import load
+    from bridge.gate import time_for
 
-    found = load(folder)
-    return {"bpm": str(found.tempo), "meter": str(found.meter)} if found.tempo else {}
+    with _gate() as gate:
+        found = gate.ask("corpus", folder, seconds=time_for(folder), folder=str(folder), verify=False)
+    return {"bpm": found["tempo"], "meter": found["meter"]} if found["tempo"] else {}
 
 
 def _agent_name(folder: str, taken: set[str]) -> str:
@@ -509,17 +517,26 @@ def _take_folder(session: Session, out: Path | None) -> Path | None:
     return out or free_folder(session.locate(session.take.folder) / stamp)
 
 
-def _render(session: Session, source: Path, out: Path, blocksize: int = 1024) -> Rendered:
-    from bridge.app import render as render_session
+def _gate(*modules: str) -> Gate:
+    """Return a gate whose child is on its way: it imports ``modules`` while the session is read here."""
+    from bridge import app
+
+    gate = app.gate()
+    gate.start(*modules)
+    return gate
+
+
+def _render(gate: Gate, session: Session, source: Path, out: Path, blocksize: int = 1024) -> Rendered:
+    from bridge import app
 
     with bar("rendering") as progress:
-        return render_session(session, source, out, blocksize=blocksize, progress=progress)
+        return app.render(gate, session, source, out, blocksize=blocksize, progress=progress)
 
 
 def _report(rendered: Rendered, draw: bool = True) -> None:
     """Print the table of a take, draw it, and say where everything is."""
     _show(rendered.folder, rendered.realtime_factor, draw and not rendered.fault)
-    _tell_faults(rendered.folder)
+    _tell(rendered.faults)
     _end(rendered)
 
 
@@ -544,14 +561,10 @@ def _show(folder: Path, realtime_factor: float | None, draw: bool) -> None:
     say(where)
 
 
-def _tell_faults(folder: Path) -> None:
+def _tell(faults: Sequence[str]) -> None:
     """Say what agents failed at: their stems went down the ladder, and whoever listens should know why."""
-    from bridge.recorder import TakeReader
-
-    faults = [reply for reply in TakeReader(folder).replies if reply.fault and reply.fault != "superseded"]
-    for name in sorted({reply.agent for reply in faults}):
-        own = [reply for reply in faults if reply.agent == name]
-        complain(f"agent {name!r} failed {_count(len(own), 'time')}, first in bar {own[0].bar + 1}: {own[0].fault}")
+    for sentence in faults:
+        complain(sentence)
 
 
 def _end(rendered: Rendered) -> None:
@@ -563,7 +576,7 @@ def _end(rendered: Rendered) -> None:
 
 
 def _play_mix(folder: Path) -> None:
-    from realtime.io import DeviceError, list_devices, play_sound
+    from realtime.devices import DeviceError, list_devices, play_sound
     from realtime.soundfiles import read
 
     try:

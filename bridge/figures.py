@@ -1,28 +1,19 @@
-"""What a take amounts to: who played what, from where, how late, and how the time went. Read from disk alone."""
+"""What a take amounts to: who played what, from where, and where the bars and tempi lie. Read from disk alone."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from bridge.recorder import SpanLine, TakeReader
+from bridge.ledger import Course, Key, courses
+from bridge.recorder import JoinLine, SpanLine, TakeReader, TempoLine
+from realtime.clock import TempoMap
 from realtime.protocols import Block, Origin, Piece
-
-RUNGS = {
-    0: "rest",
-    1: "final clip",
-    2: "speculative clip",
-    3: "corpus continuation",
-    4: "last good bar again",
-    5: "fade to silence",
-}
-"""The ladder: what plays in a span, best first; 0 is a rest, which is no fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +31,36 @@ class Part:
 
     Attributes
     ----------
-    spans
-        What was decided, in order; where a span was logged twice, its later line.
+    course
+        How its time went: its spans, their rungs, causes and margins.
     placed
         The source material, in order.
     joined
         Frame at which a late clip was joined inside a span, by the span's key.
-    margins_ms
-        Milliseconds between each span's answer and its deadline; negative where it came late.
     peak_db
         Peak of the stem in dBFS, minus infinity for silence; ``None`` where the stem's file is not there.
     """
 
-    agent: str
-    channels: int
-    samplerate: int
-    spans: list[SpanLine]
+    course: Course
     placed: list[Placed]
-    joined: dict[tuple[str, int, Fraction], int]
-    margins_ms: list[float]
+    joined: dict[Key, int]
     peak_db: float | None = None
-    rungs: Counter[int] = field(default_factory=Counter)
 
     @property
-    def bars(self) -> int:
-        """Bars in which the agent was asked for something."""
-        return len({span.bar for span in self.spans})
+    def agent(self) -> str:
+        """Its name."""
+        return self.course.agent
+
+    @property
+    def spans(self) -> list[SpanLine]:
+        """What was decided, in order."""
+        return self.course.spans
+
+    @property
+    def margins_ms(self) -> list[float]:
+        """Milliseconds between each span's answer and its deadline; negative where it came late."""
+        steps = self.course.hops.get("ready", ())
+        return [1000 * s.margin_frames / self.course.samplerate for s in steps if s.margin_frames is not None]
 
     @property
     def units(self) -> list[tuple[str, int]]:
@@ -80,57 +75,112 @@ class Part:
 
 def summarise(take: TakeReader) -> list[Part]:
     """Return each agent's part, in the order of the take's stems. Reads every stem once."""
-    return [part_of(take, agent, Envelope(sound_of(take, agent), take.frames).peak) for agent in take.stems]
+    peaks = [Envelope(sound_of(take, agent), take.frames).peak for agent in take.stems]
+    return parts_of(take, peaks)
 
 
-def part_of(take: TakeReader, agent: str, peak: float | None) -> Part:
-    """Return one agent's part, given its peak (linear; None without a file)."""
-    mine = {span.key: span for span in take.spans if span.agent == agent and span.start < take.frames}
-    spans = sorted(mine.values(), key=lambda span: span.start)
-    margins = [1000 * s.margin_frames / take.samplerate for s in spans if s.margin_frames is not None]
-    return Part(
-        agent,
-        take.stems[agent],
-        take.samplerate,
-        spans,
-        [Placed(p.piece, p.start, min(p.stop, take.frames)) for p in _placed(take, spans) if p.start < take.frames],
-        {join.key: join.frame for join in take.joins if join.agent == agent},
-        margins,
-        None if peak is None else decibels(peak),
-        Counter(span.rung for span in spans),
-    )
+def parts_of(take: TakeReader, peaks: Iterable[float | None]) -> list[Part]:
+    """Return each agent's part, given their peaks (linear; None without a file)."""
+    origins = {(r.agent, r.bar, r.beat, r.attempt): r.origin for r in take.replies}
+    joins = {join.key: join for join in take.joins}
+    lengths = {span.key: span.frames for span in take.spans}
+    beats = _Beats(take)
+    return [
+        Part(
+            course,
+            [
+                Placed(p.piece, p.start, min(p.stop, take.frames))
+                for p in _placed(course.spans, origins, joins, lambda span: beats.moved(span, lengths[span.key]))
+                if p.start < take.frames
+            ],
+            {join.key: join.frame for join in take.joins if join.agent == course.agent},
+            None if peak is None else decibels(peak),
+        )
+        for course, peak in zip(courses(take), peaks, strict=True)
+    ]
 
 
-def _placed(take: TakeReader, spans: Sequence[SpanLine]) -> Iterator[Placed]:
+_ATTEMPTS = {1: 1, 2: 0, 3: 2}
+"""Which question's answer plays on a rung."""
+
+
+def _placed(
+    spans: Sequence[SpanLine],
+    origins: Mapping[tuple[str, int, Fraction, int], Origin | None],
+    joins: Mapping[Key, JoinLine],
+    beats_of: Callable[[SpanLine], list[Beat]],
+) -> Iterator[Placed]:
     """Find the source material of each span: its own, its reply's, or (rung 4) that of the last good bar.
 
     A clip joined late follows what it took the place of, and is the last good bar from then on.
     """
-    origins = {(r.agent, r.bar, r.beat, r.attempt): r.origin for r in take.replies}
-    joins = {join.key: join for join in take.joins}
     good: Origin | None = None
     for span in spans:
-        attempt = span.attempt if span.attempt is not None else int(span.rung == 1)
-        sounding = span.origin
-        if sounding is None and span.rung in (1, 2):
+        attempt = span.attempt if span.attempt is not None else _ATTEMPTS.get(span.rung, 0)
+        sounding, beats = span.origin, beats_of(span)
+        if sounding is None and span.rung in _ATTEMPTS:
             sounding = origins.get((*span.key, attempt))
             good = sounding or good
         elif sounding is None and span.rung == 4:
             sounding = good
-        yield from _on_the_timeline(span, sounding, span.start)
+        yield from _on_the_timeline(span, sounding, span.start, beats)
         if span.key in joins:
             late = origins.get((*span.key, joins[span.key].attempt))
             good = late or good
-            yield from _on_the_timeline(span, late, joins[span.key].frame)
+            yield from _on_the_timeline(span, late, joins[span.key].frame, beats)
 
 
-def _on_the_timeline(span: SpanLine, origin: Origin | None, since: int) -> Iterator[Placed]:
+def _on_the_timeline(span: SpanLine, origin: Origin | None, since: int, beats: Sequence[Beat]) -> Iterator[Placed]:
     """Place a clip's pieces, counted from its span's first frame, as far as they sound from ``since`` on."""
     for piece in origin.pieces if origin is not None else ():
-        start = max(since, span.start + piece.at)
-        stop = min(span.start + span.frames, span.start + piece.at + piece.frames)
-        if start < stop:
-            yield Placed(piece, start, stop)
+        for beat in beats:
+            first, last = max(piece.at, beat.first), min(piece.at + piece.frames, beat.last)
+            start = max(since, span.start + first + beat.shift)
+            stop = min(span.start + span.frames, span.start + last + beat.shift, span.start + beat.end)
+            if first < last and start < stop:
+                yield Placed(piece, start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Frames ``first`` to ``last`` of a clip sound ``shift`` frames later than they lie in it, up to frame ``end``.
+
+    All counted from the span's start.
+    """
+
+    first: int
+    last: int
+    shift: int
+    end: int
+
+
+class _Beats:
+    """Says where the beats of a clip went when the tempo changed inside its span."""
+
+    def __init__(self, take: TakeReader) -> None:
+        self._retimes = {line.key: line for line in take.retimes}
+        self._map = grid(take)
+
+    def moved(self, span: SpanLine, frames: int) -> list[Beat]:
+        """Return the beats of a span that was ``frames`` long when it was decided; one if nothing moved inside.
+
+        What sounded when the change was known stayed; each beat after it begins where the new tempo puts it.
+        """
+        line, tempo_map = self._retimes.get(span.key), self._map
+        if line is None or tempo_map is None or frames <= 0 or not 0 < span.beats <= _MOST_BEATS:
+            return [Beat(0, span.frames, 0, span.frames)]
+        count = math.ceil(span.beats)
+        old = [min(frames, round(frames * k / span.beats)) for k in range(count)]
+        first = tempo_map.downbeat(span.bar) + span.beat
+        new = [
+            tempo_map.frame_at(first + k) - span.start if span.start + old[k] > line.decided else old[k]
+            for k in range(count)
+        ]
+        ends = zip(old, [*old[1:], frames], new, [*new[1:], span.frames], strict=True)
+        return [Beat(a, b, at - a, end) for a, b, at, end in ends]
+
+
+_MOST_BEATS = 256
 
 
 def sound_of(take: TakeReader, agent: str) -> Iterable[Block] | None:
@@ -182,11 +232,19 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def grid(take: TakeReader) -> TempoMap | None:
+    """Return the take's tempo map; ``None`` where its lines make none, as after a cut in an unlucky place."""
+    try:
+        return take.tempo_map
+    except (ValueError, ArithmeticError, IndexError):
+        return None
+
+
 def bar_frames(take: TakeReader) -> dict[int, int]:
     """Return frame by bar index, for every bar that starts within the take."""
-    if not take.tempo:
+    tempo_map, frames = grid(take), {}
+    if tempo_map is None:
         return {}
-    tempo_map, frames = take.tempo_map, {}
     bar = tempo_map.moment(0).bar
     while (frame := tempo_map.bar_frame(bar)) < take.frames:
         if frame >= 0:
@@ -197,11 +255,11 @@ def bar_frames(take: TakeReader) -> dict[int, int]:
 
 def tempi(take: TakeReader) -> str:
     """Return the take's tempi in words."""
-    if not take.tempo:
+    marks, tempo_map = tempo_marks(take), grid(take)
+    if tempo_map is None:
         return "no bar lines"
-    marks = tempo_marks(take)
     if len(marks) > 4:
-        bpms = [float(timeline.tempo) for timeline in take.tempo_map.timelines]
+        bpms = [float(timeline.tempo) for timeline in tempo_map.unrolled(take.frames)]
         return f"\u2669 = {round(min(bpms), 2):g} to {round(max(bpms), 2):g} in {len(marks) - 1} changes"
     return ", ".join(mark.text + (f" from bar {mark.bar + 1}" if len(marks) > 1 else "") for mark in marks)
 
@@ -218,10 +276,12 @@ class TempoMark:
 
 def tempo_marks(take: TakeReader) -> list[TempoMark]:
     """Name the tempi; lines that follow each other by a beat or less are the steps of one ramp."""
-    tempo_map = take.tempo_map
+    tempo_map = grid(take)
     marks: list[TempoMark] = []
+    if tempo_map is None:
+        return marks
     meter, reached = None, Fraction(-1)
-    for at, line in enumerate(take.tempo):
+    for at, line in enumerate(_tempo_lines(take, tempo_map)):
         beat = tempo_map.downbeat(line.bar) + line.beat
         until = tempo_map.frame_at(beat + line.ramp_beats) if line.ramp_beats else line.frame
         changed = line.meter not in (None, meter)
@@ -234,4 +294,29 @@ def tempo_marks(take: TakeReader) -> list[TempoMark]:
         begin = marks.pop() if step else TempoMark(line.frame, until, line.bar, "")
         marks.append(replace(begin, until=until, text="  ".join([*words, *([str(meter)] if changed else [])])))
         reached = beat + line.ramp_beats
+    return marks
+
+
+def _tempo_lines(take: TakeReader, tempo_map: TempoMap) -> Sequence[TempoLine]:
+    """Return the take's tempo lines; where the song was left for another place, those of what was really played."""
+    if not take.locates:
+        return take.tempo
+    return [
+        TempoLine(
+            line.frame_at(line.beat), line.bar_at(line.beat), line.beat - line.downbeat(line.bar_at(line.beat)),
+            line.tempo, line.meter,
+        )
+        for line in tempo_map.unrolled(take.frames)
+    ]  # fmt: skip
+
+
+def song_marks(take: TakeReader) -> list[TempoMark]:
+    """Name the places where the song went on from another bar, or went round in a loop from there."""
+    marks = []
+    for line in take.locates:
+        first, last = line.song_bar + 1, line.song_bar + line.loop_bars
+        text = f"to bar {first}"
+        if line.loop_bars > 0:
+            text = f"loop {first}" + (f"\u2013{last}" if last > first else "")
+        marks.append(TempoMark(line.frame, line.frame, line.bar, text))
     return marks

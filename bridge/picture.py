@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bridge.figures import (
-    RUNGS,
     Envelope,
     Part,
     Placed,
     bar_frames,
     clock,
     decibels,
+    grid,
     length,
-    part_of,
+    parts_of,
+    song_marks,
     sound_of,
     tempi,
     tempo_marks,
 )
+from bridge.ledger import RUNGS
 from bridge.recorder import TakeReader
 from realtime.protocols import Piece
 
@@ -40,6 +42,7 @@ WIDTH, LEAST_HEIGHT = 1600, 900
 _LEFT, _RIGHT, _TOP, _LEGEND_ROW = 190, 36, 132, 26
 _LANE_GAP, _RIBBON = 14, 15
 _PAGE, _LANE, _INK, _SOFT, _FAINT, _ACCENT = "#f7f6f2", "#ffffff", "#20242c", "#6f7683", "#d9dade", "#c8324b"
+_LEAP = "#1c5fb6"
 _INPUT_COLOUR, _UNKNOWN_COLOUR = "#55606e", "#9aa1ab"
 
 _ONE_RAMP = ("#2b3a92", "#1c7fb6", "#1fb39b", "#9ccb4f", "#f0b02f", "#e0603a", "#a3265f")
@@ -59,6 +62,8 @@ _RAMPS: list[tuple[str, ...]] = [
 ]
 _RUNG_COLOURS = {2: "#d9a400", 3: "#8a63d2", 4: "#e0662b", 5: "#9c1230"}
 _HATCHES = {2: "///", 3: "...", 4: "xxx", 5: "\\\\\\"}
+_BADGE = {"boxstyle": "round,pad=0.25", "facecolor": _LANE, "edgecolor": _FAINT, "linewidth": 0.8}
+_MOST_NAMED = 24
 _BADGES = {0: "rest", 2: "2 speculative", 3: "3 corpus", 4: "4 bar again", 5: "5 fade"}
 
 Colour = tuple[float, float, float]
@@ -118,7 +123,7 @@ class _Picture:
         self.frames = max(1, take.frames)
         self.columns = WIDTH - _LEFT - _RIGHT
         self.envelopes = {name: Envelope(sound_of(take, name), take.frames, self.columns) for name in take.stems}
-        self.parts = [part_of(take, name, envelope.peak) for name, envelope in self.envelopes.items()]
+        self.parts = parts_of(take, (envelope.peak for envelope in self.envelopes.values()))
         self.palette = _Palette(self.parts)
         self.entries = self._legend_entries()
         bottom = 44 + _LEGEND_ROW * (1 + self.entries[-1].row if self.entries else 0)
@@ -173,6 +178,7 @@ class _Picture:
             self._origins(index, part)
             self._wave(index, self.envelopes[part.agent], part.placed)
             self._rungs(index, part)
+            self._events(index, part)
 
     def _lane_top(self, index: int) -> float:
         return _TOP + index * (self.lane_height + _LANE_GAP)
@@ -252,7 +258,6 @@ class _Picture:
     def _rungs(self, index: int, part: Part) -> None:
         """Flag, hatch and name what was not played by its final clip; neighbours of one rung are one field."""
         top, height = self._lane_top(index), self.lane_height - _RIBBON
-        badge = {"boxstyle": "round,pad=0.25", "facecolor": _LANE, "edgecolor": _FAINT, "linewidth": 0.8}
         for rung, start, stop in _fields(part):
             left, width = self.x(start), self.x(min(stop, self.frames)) - self.x(start)
             if rung in _HATCHES:
@@ -262,7 +267,24 @@ class _Picture:
             text = _BADGES.get(rung, str(rung))
             text = text if width > 6.4 * len(text) + 12 else str(rung or "")
             if text and width > 14:
-                self._text(left + 7, top + 20, text, 7.5, _INK if rung else _SOFT, bbox=badge)
+                self._text(left + 7, top + 20, text, 7.5, _INK if rung else _SOFT, bbox=_BADGE)
+
+    def _events(self, index: int, part: Part) -> None:
+        """Mark where a new worker took over, and where the agent was put in quarantine; name them if they are few."""
+        top, floor = self._lane_top(index), self._lane_top(index) + self.lane_height - _RIBBON
+        events = [event for event in part.course.events if event.frame < self.frames]
+        for heavy, width, size in ((False, 0.8, 5), (True, 1.6, 7)):
+            places = [self.x(max(0, event.frame)) for event in events if (event.what == "quarantine") == heavy]
+            self.axes.vlines(places, top, floor, color=_INK, linewidth=width, zorder=5.5)
+            signs = {"marker": "v", "markersize": size, "linestyle": "none", "color": _INK, "zorder": 6}
+            self.axes.plot(places, [floor] * len(places), **signs)  # type: ignore[arg-type]
+        free = 0.0
+        for event in events if len(events) <= _MOST_NAMED else ():
+            x, width = self.x(max(0, event.frame)), 6.0 * len(event.what) + 14
+            at = x + 6 if x + width < WIDTH - _RIGHT else x - width
+            if at >= free:
+                self._text(at, floor - 10, event.what, 7.5, _INK, bbox=_BADGE)
+                free = at + width
 
     def _ruler(self) -> None:
         """Bar lines and numbers, beats where there is room, and what the tempo does."""
@@ -275,16 +297,15 @@ class _Picture:
             if numbered:
                 self._text(self.x(frame), _TOP - 15, str(bar + 1), 8.5, _INK, ha="center")
         self._beats(bars)
-        if self.take.tempo:
-            self._tempo()
+        self._tempo()
 
     def _line(self, x: float, top: float, width: float, colour: str) -> None:
         self.axes.plot([x, x], [top, self.floor], color=colour, linewidth=width, zorder=2.5)
 
     def _beats(self, bars: dict[int, int]) -> None:
-        if not bars or self.columns / len(bars) < 90:
+        tempo_map = grid(self.take)
+        if tempo_map is None or not bars or self.columns / len(bars) < 90:
             return
-        tempo_map = self.take.tempo_map
         for bar in bars:
             for beat in range(1, math.ceil(tempo_map.bar_beats(bar))):
                 frame = tempo_map.frame_at(tempo_map.downbeat(bar) + Fraction(beat))
@@ -292,18 +313,20 @@ class _Picture:
                     self._line(self.x(frame), _TOP, 0.5, "#20242c18")
 
     def _tempo(self) -> None:
-        """Name each tempo at its place; where names would collide only the line is drawn."""
+        """Name each tempo, and each leap in the song, at its place; where names would collide the line is alone."""
         free = 0.0
         y = _TOP - 37
-        for mark in tempo_marks(self.take):
+        marks = [(mark, _ACCENT) for mark in tempo_marks(self.take)]
+        marks += [(mark, _LEAP) for mark in song_marks(self.take) if mark.frame < self.frames]
+        for mark, colour in sorted(marks, key=lambda found: found[0].frame):
             x = self.x(max(0, mark.frame))
             if mark.until > mark.frame:
-                self.axes.plot([x, self.x(mark.until)], [y + 10, y + 10], color=_ACCENT, linewidth=2, zorder=5)
+                self.axes.plot([x, self.x(mark.until)], [y + 10, y + 10], color=colour, linewidth=2, zorder=5)
             if mark.frame > 0:
-                self.axes.plot([x, x], [_TOP - 6, self.floor], color=_ACCENT, linewidth=1, dashes=(4, 3), zorder=2.5)
+                self.axes.plot([x, x], [_TOP - 6, self.floor], color=colour, linewidth=1, dashes=(4, 3), zorder=2.5)
             if x >= free:
-                self.axes.plot([x], [y], marker=5, color=_ACCENT, markersize=6, zorder=6, linestyle="none")
-                self._text(x + 9, y, mark.text, 9.5, _ACCENT, weight="bold")
+                self.axes.plot([x], [y], marker=5, color=colour, markersize=6, zorder=6, linestyle="none")
+                self._text(x + 9, y, mark.text, 9.5, colour, weight="bold")
                 free = x + 24 + 8.4 * len(mark.text)
 
     def _seconds(self) -> None:
@@ -373,7 +396,7 @@ def _part_words(part: Part) -> list[str]:
     elif names:
         words.append(_short(next(iter(names))) if len(names) == 1 else f"{len(names)} sources")
     if part.margins_ms:
-        words.append(f"least margin {min(part.margins_ms):.0f} ms")
+        words.append(f"least margin {min(part.margins_ms):.0f} ms".replace("-", "\u2212"))
     return [*words, _peak_words(part.peak_db)]
 
 

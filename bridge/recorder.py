@@ -5,7 +5,7 @@ A take is a folder::
     input.wav            what the player sent
     stems/<agent>.wav    what each agent played, before the fader
     mix.wav              the main outputs as they were sent
-    take.jsonl           one JSON object a line: the take, then tempi, requests, replies, spans, actions, ..., the end
+    take.jsonl           one JSON object a line: the take, then tempi, requests, replies, spans, outs, ..., the end
 
 All sound is float32 at the session's rate, sample-aligned from frame 0. :class:`TakeWriter` writes it while the music
 plays and never gets in its way; :class:`TakeReader` reads it, whole or after a crash, for replay and for reports.
@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bridge.wav import FLUSH_SECONDS, WavWriter, check_format
-from realtime.clock import Meter, TempoChange, TempoMap, Timeline
+from realtime.clock import Locate, Meter, TempoChange, TempoMap, Timeline
 from realtime.messages import Json, decode, encode, field_names, from_json, to_bytes
 from realtime.protocols import Action, Block, Origin, Span
 
@@ -89,7 +89,10 @@ class TakeLine:
 
 @dataclass(frozen=True, slots=True)
 class TempoLine:
-    """From ``beat`` of ``bar``, which lies at ``frame``, this tempo and meter hold; ``None`` keeps the old one."""
+    """From ``beat`` of ``bar``, which lies at ``frame``, this tempo and meter hold; ``None`` keeps the old one.
+
+    One that was ``announced`` while the music played, at that frame, was made by hand; the others were planned.
+    """
 
     frame: int
     bar: int
@@ -97,11 +100,20 @@ class TempoLine:
     tempo: Fraction | None = None
     meter: Meter | None = None
     ramp_beats: int = 0
+    announced: int | None = None
+
+    @property
+    def change(self) -> TempoChange:
+        """What was wished."""
+        return TempoChange(self.bar, self.beat, self.tempo, self.meter, self.ramp_beats)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """An agent was asked for a span; ``posted`` is the frame at which it was."""
+    """An agent was asked for a span; ``posted`` is the frame at which it was.
+
+    ``attempt`` 0 is speculative, 1 final, 2 a continuation: "carry on from there, in case the final does not come".
+    """
 
     agent: str
     attempt: int
@@ -136,7 +148,12 @@ class ReplyLine:
 
 @dataclass(frozen=True, slots=True)
 class SpanLine:
-    """What sounded in a span, and why: rung 1 to 5 of the ladder, 0 for a rest."""
+    """What sounded in a span, and why: rung 1 to 5 of the ladder, 0 for a rest.
+
+    ``hops`` is the span's way through the engine: ``"heard"``, ``"request"``, ``"ready"``, ``"mixed"``, each with the
+    frame that was wanted and the actual one (``None`` where it never came). Its last hop, out of the device, is an
+    :class:`OutLine`. Takes of before have ``margin_frames``, that of ``"ready"``, alone.
+    """
 
     agent: str
     bar: int
@@ -151,10 +168,49 @@ class SpanLine:
     arrived: int | None = None
     margin_frames: int | None = None
     origin: Origin | None = None
+    hops: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, int, Fraction]:
         """What makes a span one of its kind: agent, bar, beat."""
+        return self.agent, self.bar, self.beat
+
+
+@dataclass(frozen=True, slots=True)
+class OutLine:
+    """What became of a span's first frame: out of the device at ``actual``, in its place, or lost (``None``).
+
+    ``margin_frames`` is what lay in the device's ring before it when it got there; ``cause`` says why it was lost.
+    """
+
+    agent: str
+    bar: int
+    beat: Fraction
+    wanted: int
+    actual: int | None = None
+    margin_frames: int | None = None
+    cause: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, Fraction]:
+        """The span it belongs to, as :attr:`SpanLine.key`."""
+        return self.agent, self.bar, self.beat
+
+
+@dataclass(frozen=True, slots=True)
+class RetimeLine:
+    """A change of tempo or meter inside a span that sounds gave it another length, as known at frame ``decided``."""
+
+    agent: str
+    bar: int
+    beat: Fraction
+    start: int
+    frames: int
+    decided: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, Fraction]:
+        """The span it belongs to, as :attr:`SpanLine.key`."""
         return self.agent, self.bar, self.beat
 
 
@@ -176,6 +232,56 @@ class JoinLine:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """From ``frame`` on an agent is given so many frames for an answer, by what its answers took (seconds)."""
+
+    agent: str
+    frame: int
+    budget_frames: int
+    p50_seconds: float = 0.0
+    p99_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ArmedLine:
+    """An agent's worker came on duty: number ``generation``, from 0; each but the first took over from a lost one."""
+
+    agent: str
+    frame: int
+    generation: int = 0
+    budget_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLine:
+    """Something else became of an agent's worker: ``event`` is ``"lost"`` when ``generation`` was to take over."""
+
+    agent: str
+    frame: int
+    generation: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocateLine:
+    """From session bar ``bar``, which starts at ``frame``, the song goes on from ``song_bar``.
+
+    ``loop_bars`` above 0: it goes round after so many bars. ``as_written``: as planned, whatever was set by hand.
+    """
+
+    frame: int
+    bar: int
+    song_bar: int
+    loop_bars: int = 0
+    as_written: bool = False
+
+    @property
+    def change(self) -> Locate:
+        """What was wished."""
+        return Locate(self.bar, self.song_bar, self.loop_bars, self.as_written)
+
+
+@dataclass(frozen=True, slots=True)
 class XrunLine:
     """Frames that the device lost, or played without having any."""
 
@@ -186,7 +292,7 @@ class XrunLine:
 
 @dataclass(frozen=True, slots=True)
 class PadLine:
-    """Zeros put at the end of a file, so that all files of the take are equally long."""
+    """Zeros that were put in a file: at its end, to make all files equally long, or where sound could not be kept."""
 
     file: str
     start: int
@@ -255,7 +361,7 @@ class TakeWriter:
         check_stem_names([name for name, _ in stems])
         line = _first_line(header, stems, inputs, outputs)
         self._samplerate = int(line["samplerate"])
-        channels = {INPUT: inputs, **{_stem_file(name): width for name, width in stems}, MIX: outputs}
+        channels = {INPUT: inputs, **{stem_file(name): width for name, width in stems}, MIX: outputs}
         for width in channels.values():
             check_format(self._samplerate, width)
         _make_folder(self.folder)
@@ -285,10 +391,10 @@ class TakeWriter:
 
     def stem(self, name: str, block: Block) -> None:
         """Append to a stem; shape ``(frames, channels)``."""
-        if _stem_file(name) not in self._files:
+        if stem_file(name) not in self._files:
             known = ", ".join(sorted(Path(file).stem for file in self._files if file.startswith(STEMS)))
             raise ValueError(f"stem {name!r} is not of this take; its stems are: {known or 'none'}")
-        self._write(_stem_file(name), block)
+        self._write(stem_file(name), block)
 
     def mix(self, block: Block) -> None:
         """Append to ``mix.wav``; shape ``(frames, outputs)``."""
@@ -410,7 +516,7 @@ def _remove_empty(folder: Path, files: Iterable[str]) -> None:
             empty.rmdir()
 
 
-def _stem_file(name: str) -> str:
+def stem_file(name: str) -> str:
     return f"{STEMS}/{name}.wav"
 
 
@@ -494,8 +600,8 @@ class TakeReader:
         Length of the take: that of its shortest file. Everything is read up to here.
     lines
         Every line as a dict, also of types this version does not know.
-    requests, replies, spans, joins, tempo, actions, xruns, pads
-        The lines of one type, in order, as records.
+    requests, replies, spans, joins, retimes, outs, budgets, armed, workers, tempo, locates, actions, xruns, pads
+        The lines of one type, in order, as records. A take of an older sideman has none of the newer types.
     end
         The last line, ``None`` after a crash.
     truncated
@@ -527,6 +633,13 @@ class TakeReader:
         self.replies = self._records("reply", ReplyLine)
         self.spans = self._records("span", SpanLine)
         self.joins = self._records("join", JoinLine)
+        self.retimes = self._records("retime", RetimeLine)
+        self.outs = self._records("out", OutLine)
+        self.budgets = self._records("budget", BudgetLine)
+        self.armed = self._records("armed", ArmedLine)
+        self.workers = self._records("worker", WorkerLine)
+        self.locates = self._records("locate", LocateLine)
+        self._by_hand = self._made_by_hand()
         self.actions = self._records("action", Action)
         self.xruns = self._records("xrun", XrunLine)
         self.pads = self._records("pad", PadLine)
@@ -553,14 +666,30 @@ class TakeReader:
             self.samplerate, tempo, meter, Fraction(first.frame), downbeat + first.beat, first.bar, downbeat
         )
         tempo_map = TempoMap((start,))
-        for line in self.tempo[1:]:
-            change = TempoChange(line.bar, line.beat, line.tempo, line.meter, line.ramp_beats)
-            tempo_map = change.applied(tempo_map)
+        for planned in self.tempo[1:]:
+            if planned.announced is None:
+                tempo_map = planned.change.applied(tempo_map)
+        if not self._by_hand:
+            return tempo_map
+        tempo_map = tempo_map.as_session()
+        for line in self._by_hand:
+            tempo_map = line.change.applied(tempo_map)
         return tempo_map
+
+    def _made_by_hand(self) -> list[TempoLine | LocateLine]:
+        """Return what was announced while the music played, in the order in which it was."""
+        found: list[TempoLine | LocateLine] = []
+        tempi, locates = iter(self.tempo), iter(self.locates)
+        for line in self.lines:
+            if line.get("type") == "tempo" and (tempo := next(tempi)).announced is not None:
+                found.append(tempo)
+            elif line.get("type") == "locate":
+                found.append(next(locates))
+        return found
 
     def has(self, stem: str) -> bool:
         """Whether the sound of a stem is there."""
-        return self._sound(_stem_file(stem)).path.is_file()
+        return self._sound(stem_file(stem)).path.is_file()
 
     def input(self, blocksize: int = _READ_FRAMES) -> Iterator[Block]:
         """Yield ``input.wav`` in blocks of ``blocksize`` frames (the last may be shorter), ``(frames, inputs)``."""
@@ -572,14 +701,14 @@ class TakeReader:
 
     def stem_blocks(self, name: str, blocksize: int = _READ_FRAMES) -> Iterator[Block]:
         """Yield a stem in blocks, ``(frames, channels)``."""
-        return self._sound(_stem_file(name)).blocks(self.frames, blocksize)
+        return self._sound(stem_file(name)).blocks(self.frames, blocksize)
 
     def stem(self, name: str, start: int = 0, frames: int | None = None) -> Block:
         """Return frames of a stem from ``start`` on, by default all, ``(frames, channels)``."""
         stop = self.frames if frames is None else min(self.frames, start + frames)
         if not 0 <= start <= self.frames:
             raise ValueError(f"start={start}: the take {self.folder} has frames 0 to {self.frames}")
-        return self._sound(_stem_file(name)).read(start, max(0, stop - start))
+        return self._sound(stem_file(name)).read(start, max(0, stop - start))
 
     def stem_hash(self, name: str) -> str:
         """Return the hash of a stem's samples as they lie on disk; ``end.stems`` has it as it was recorded."""
@@ -600,12 +729,12 @@ class TakeReader:
     def _records(self, kind: str, record: type[Line]) -> list[Line]:
         return [
             _known_part(record, line, f"{self.folder / LOG}, line {number}, ")
-            for number, line in self._numbered
+            for number, line in (_clocked(self._numbered) if kind in _UNDATED else self._numbered)
             if line.get("type") == kind
         ]
 
     def _expected_sounds(self) -> dict[str, _Sound]:
-        widths = {INPUT: self.inputs, **{_stem_file(n): width for n, width in self.stems.items()}, MIX: self.outputs}
+        widths = {INPUT: self.inputs, **{stem_file(n): width for n, width in self.stems.items()}, MIX: self.outputs}
         return {name: _Sound(self.folder / name, self.samplerate, width) for name, width in widths.items()}
 
     def _sound(self, name: str) -> _Sound:
@@ -639,6 +768,21 @@ def _read_lines(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
         return [*numbered, (len(whole) + 1, _parse(rest, path, len(whole) + 1))], False
     except ValueError:  # a kill in the middle of a line: what is whole counts
         return numbered, True
+
+
+_UNDATED = ("armed", "budget", "worker")
+
+
+def _clocked(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give lines that do not say when they were written the frame of the last one before them that does."""
+    clock = 0
+    for number, line in numbered:
+        told = (line.get(key) for key in ("frame", "decided", "arrived", "posted"))
+        at = next((frame for frame in told if type(frame) is int), None)
+        if line.get("type") in _UNDATED:
+            yield number, {"frame": clock, **line}
+        elif at is not None and line.get("type") not in ("tempo", "locate"):  # those tell of what is to come
+            clock = max(clock, at)
 
 
 def _parse(text: bytes, path: Path, number: int) -> dict[str, Any]:

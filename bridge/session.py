@@ -33,12 +33,16 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from realtime.clock import Meter, TempoChange, TempoMap, as_tempo, round_frame
+from realtime.foreign import TomlError, parse_toml
 
 if TYPE_CHECKING:
     from realtime.protocols import Chord, StreamSpec
 
 MAX_BYTES = 1_000_000
 """A session is text that a person writes; anything longer is another file."""
+
+CHART_BARS, RAMP_BEATS = 10_000, 4096
+"""Every bar of a chart beside changing meters, and every beat of a ramp, is written out when the session starts."""
 
 KINDS: dict[str, str] = {
     "corpus": "re-orders units of real recordings",
@@ -128,12 +132,25 @@ def _chart_bar(value: object) -> str:
     return value
 
 
+def _options(value: object, depth: int = 0) -> Any:
+    """Check what an agent's kind is given by name: plain values, and lists and tables of them, a few deep."""
+    if isinstance(value, dict) and depth <= 4:
+        return {name: _options(inner, depth + 1) for name, inner in value.items()}
+    if isinstance(value, list) and 0 < depth <= 4:
+        return [_options(inner, depth + 1) for inner in value]
+    plain = isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < 2**63)  # NaN is not
+    if not plain or not depth:
+        raise ValueError
+    return value
+
+
 Tempo = Annotated[Fraction, PlainValidator(_tempo), PlainSerializer(_plain)]
 Beats = Annotated[Fraction, PlainValidator(_beats), PlainSerializer(_plain)]
 Grid = Annotated[Fraction, PlainValidator(_grid), PlainSerializer(_plain)]
 Bar = Annotated[Meter, PlainValidator(_meter), PlainSerializer(str)]
 Channels = Annotated[tuple[int, ...], PlainValidator(_channels)]
 ChartBar = Annotated[str, PlainValidator(_chart_bar)]
+Options = Annotated[dict[str, Any], PlainValidator(_options)]
 
 _GAIN = "decibels, -96 to 24"
 _GAIN_SLIP = "0 leaves the level as it is; silence is mute = true"
@@ -260,7 +277,7 @@ class AgentTable(_Table):
     budget_seconds: float = key(
         0.0, "seconds to answer in, to 60, or 0 for measured", "did you give milliseconds?", ge=0, le=60
     )
-    options: dict[str, Any] = key({}, "a table, as in options = { continuity = 0.8 }")
+    options: Options = key({}, "a table of plain values, as in options = { continuity = 0.8 }")
 
 
 class TakeTable(_Table):
@@ -308,7 +325,7 @@ class Session(_Table):
             In one sentence, whatever is wrong: the file, its text, a key, or keys that do not go together.
         """
         file = Path(path)
-        return cls.parse(_read(file), str(path))._at(file)
+        return cls.parse(_read(file), str(path)).placed(file)
 
     @classmethod
     def parse(cls, text: str, where: str = "the session") -> Session:
@@ -348,7 +365,8 @@ class Session(_Table):
         tables["take"]["folder"] = str(self.locate(self.take.folder))
         return tomlkit.dumps(_listed(tables))
 
-    def _at(self, path: Path | None) -> Session:
+    def placed(self, path: Path | None) -> Session:
+        """Return this session as one that was read from ``path``: that is what its errors name."""
         self._path = path
         return self
 
@@ -451,13 +469,15 @@ class Session(_Table):
 
         Offsets and lengths are quarter notes: an entry's symbols share its bar evenly.
         """
+        chart = self.transport.chart
+        return self._chords(bar % len(chart), self.meter_at(bar)) if chart and bar >= 0 else ()
+
+    def _chords(self, entry: int, meter: Meter) -> tuple[Chord, ...]:
+        """Return the chords of an entry of the chart, in a bar of that meter."""
         from realtime.protocols import Chord
 
-        chart = self.transport.chart
-        if not chart or bar < 0:
-            return ()
-        symbols = chart[bar % len(chart)].split()
-        part = self.meter_at(bar).beats / len(symbols)
+        symbols = self.transport.chart[entry].split()
+        part = meter.beats / len(symbols)
         return tuple(Chord(s, part * i, part) for i, s in enumerate(symbols) if s != _NOTHING)
 
     def chart(self) -> tuple[tuple[Chord, ...], ...]:
@@ -466,10 +486,19 @@ class Session(_Table):
         One round of the chart; where the meter changes, as many rounds as it takes to be right for hours.
         """
         rounds = len(self.transport.chart)
-        last = max((change.bar for change in self.transport.changes if change.meter is not None), default=0)
-        if rounds and last:
-            rounds *= -(-(last + 4096) // rounds)
-        return tuple(self.chart_for(bar) for bar in range(rounds))
+        meters = {change.bar - 1: change.meter for change in self.transport.changes if change.meter is not None}
+        if rounds and meters:
+            rounds *= -(-(max(meters) + 1 + 4096) // rounds)
+        bars: list[tuple[Chord, ...]] = []
+        known: dict[tuple[int, Meter], tuple[Chord, ...]] = {}
+        meter = self.transport.meter
+        for bar in range(rounds):
+            meter = meters.get(bar, meter)
+            place = bar % len(self.transport.chart), meter
+            if place not in known:
+                known[place] = self._chords(*place)
+            bars.append(known[place])
+        return tuple(bars)
 
     @property
     def _where(self) -> str:
@@ -511,7 +540,7 @@ def override(
         "transport.downbeat_seconds": "--downbeat",
         "session.seed": "--seed",
     }
-    return _checked(tables, session._where, options)._at(session.path)
+    return _checked(tables, session._where, options).placed(session.path)
 
 
 def _unramped(change: dict[str, Any]) -> dict[str, Any]:
@@ -603,6 +632,10 @@ def _outputs(session: Session) -> Iterator[_ClashError]:
 
 def _changes(session: Session) -> Iterator[_ClashError]:
     last = (0, Fraction(0))
+    ramps = sum(change.ramp_beats for change in session.transport.changes)
+    if ramps > RAMP_BEATS:
+        words = f"ramp over {ramps} beats together; {RAMP_BEATS} are allowed, so ramp faster or less often"
+        yield _ClashError("transport.changes", words)
     for index, change in enumerate(session.transport.changes, 1):
         path = f"transport.changes[{index}]"
         if change.bpm is None and change.meter is None:
@@ -636,6 +669,10 @@ def _grids(session: Session) -> Iterator[_ClashError]:
 def _chart(session: Session) -> Iterator[_ClashError]:
     if not session.transport.chart:
         return
+    for index, change in enumerate(session.transport.changes, 1):
+        if change.meter is not None and change.bar > CHART_BARS:
+            words = f"is {change.bar}, and there is a chart; beside one a meter changes up to bar {CHART_BARS}"
+            yield _ClashError(f"transport.changes[{index}].bar", words)
     from realtime.features import chord_chroma  # the one place that knows how chords are spelt
 
     known = {_NOTHING}
@@ -684,17 +721,12 @@ def _read(file: Path) -> str:
 
 
 def _toml(text: str, where: str) -> dict[str, Any]:
-    import tomllib
-
     try:
-        return tomllib.loads(text)
-    except RecursionError:
-        words = "brackets nested too deeply"
-    except tomllib.TOMLDecodeError as error:  # says "(at line 3, column 7)"
-        words = " ".join(str(error).split())
-    except ValueError:  # what Python refuses to turn into an int
-        words = "a number of more than 4300 digits"
-    raise ValueError(f"{where} is not valid TOML: {words}; strings stand in quotes and tables in [brackets]")
+        return parse_toml(text)
+    except TomlError as error:
+        raise ValueError(
+            f"{where} is not valid TOML: {error}; strings stand in quotes and tables in [brackets]"
+        ) from None
 
 
 def _checked(tables: Mapping[str, Any], where: str, options: Mapping[str, str] | None = None) -> Session:

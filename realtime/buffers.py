@@ -1,10 +1,13 @@
-"""Memory that outlives a block, shared or not: audio rings, record rings, clip slots, status blocks.
+"""Memory that outlives a block, shared or not: audio rings, record rings, status blocks.
 
 Everything shared lives in one :class:`Arena`, sized before anything starts. Each array in it has exactly one
 writing process. Python has no atomics and some processors reorder stores, so nothing relies on them alone:
 records carry a stamp before and after and a checksum, audio is placed by its frame index and judged by the
 writer's counter before and after it was copied. No lock crosses a process; a writer that dies in the middle
 of a record leaves a record that fails its check, never a reader that waits.
+
+Counters are read and written through memoryviews: a fifth of what NumPy takes for one number, and the engine
+looks at some dozens of them in every block.
 
 The same classes work on private memory, so the offline engine and the tests run the live code.
 """
@@ -14,13 +17,15 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +36,13 @@ Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """Name -> (dtype, shape) of every array in an arena."""
 
 _FLOAT, _INDEX = np.dtype("f4"), np.dtype("i8")
+_KINDS = {"i8": "q", "f8": "d"}  # what a status block holds, and how struct calls it
 _ALIGN_BYTES = 64  # a cache line: two writers never share one
+
+
+def numbers(array: npt.NDArray[Any]) -> memoryview[int]:
+    """Return the quick way to single numbers of an array."""
+    return memoryview(cast(Any, array.reshape(-1)))
 
 
 def join_frames(samplerate: int) -> int:
@@ -49,18 +60,41 @@ def crossfade(outgoing: Block, incoming: Block) -> Block:
     frames = len(outgoing)
     if frames == 0:
         return incoming.copy()
-    angle = (np.arange(frames, dtype=np.float64) + 0.5) * (np.pi / 2 / frames)
-    fall, rise = np.cos(angle), np.sin(angle)
+    fall, rise, both = _fades(frames)
     energy = float(np.vdot(outgoing, outgoing)) * float(np.vdot(incoming, incoming))
     alike = float(np.vdot(outgoing, incoming)) / energy**0.5 if energy > 0 else 0.0
-    scale = 1 / np.sqrt(1 + 2 * min(1.0, max(0.0, alike)) * fall * rise)
-    fall, rise = fall * scale, rise * scale
-    return (outgoing * fall[:, None] + incoming * rise[:, None]).astype(np.float32)
+    if alike <= 0:
+        return (outgoing * fall + incoming * rise).astype(np.float32)
+    scale = both * (2 * min(1.0, alike))
+    scale += 1
+    np.sqrt(scale, out=scale)
+    return ((outgoing * fall + incoming * rise) / scale).astype(np.float32)
+
+
+@lru_cache(maxsize=64)  # a session has a few lengths: that of a join, and what shorter ones there was room for
+def _fades(frames: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """Cosine, sine and their product over a quarter of a circle, ``(frames, 1)`` each."""
+    angle = (np.arange(frames, dtype=np.float64)[:, None] + 0.5) * (np.pi / 2 / frames)
+    fall, rise = np.cos(angle), np.sin(angle)
+    return fall, rise, fall * rise
 
 
 def checksum(audio: Block) -> int:
-    """Sum a block's bits as 32-bit words: cheap (8 bytes per nanosecond), and a torn or stale clip does not pass."""
-    return int(np.ascontiguousarray(audio).view(np.uint32).sum(dtype=np.uint64))
+    """Sum a block's bits: cheap (some 80 bytes per nanosecond), and a torn or stale clip does not pass.
+
+    The bits are taken as 64-bit words, an odd sample at the end for itself, the sum modulo 2**64.
+    """
+    words = np.ascontiguousarray(audio).view(np.uint32).reshape(-1)
+    even = len(words) & ~1
+    total = int(words[:even].view(np.uint64).sum(dtype=np.uint64)) if even else 0
+    return (total + (int(words[even]) if even < len(words) else 0)) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def is_finite(audio: Block) -> bool:
+    """Whether no sample is NaN or infinite; nothing is allocated, however long the block."""
+    if audio.size == 0:
+        return True
+    return math.isfinite(audio.max()) and math.isfinite(audio.min())  # either finds NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +185,17 @@ class Arena:
         return self._arrays[name]
 
     def ring(self, name: str) -> AudioRing:
-        """Return the audio ring laid out by :func:`ring_layout` under ``name``."""
-        return AudioRing(self[f"{name}.audio"], self[f"{name}.index"])
+        """Return the audio ring laid out by :func:`ring_layout` under ``name``, or by :func:`stems_layout`: there
+        it is called ``"GROUP.STEM"``.
+        """
+        if f"{name}.audio" in self._arrays:
+            return AudioRing(self[f"{name}.audio"], self[f"{name}.index"])
+        group, _, stem = name.partition(".")
+        return self.stems(group).rings[stem]
+
+    def stems(self, name: str) -> StemRings:
+        """Return the rings laid out by :func:`stems_layout` under ``name``."""
+        return StemRings(self[f"{name}.audio"], self[f"{name}.index"])
 
     def records(self, name: str) -> RecordRing:
         """Return the record ring laid out by :func:`record_layout` under ``name``."""
@@ -188,8 +231,47 @@ def ring_layout(name: str, frames: int, channels: int) -> Layout:
     return {f"{name}.audio": (_FLOAT, (frames, channels)), f"{name}.index": (_INDEX, (2,))}
 
 
+def stems_layout(name: str, frames: int, channels: Mapping[str, int]) -> Layout:
+    """Arrays of :class:`StemRings`; ``channels`` is the width of each stem."""
+    return {f"{name}.audio": (_side_by_side(channels), (frames,)), f"{name}.index": (_INDEX, (2,))}
+
+
+def _side_by_side(channels: Mapping[str, int]) -> np.dtype[Any]:
+    """Return one frame of several stems as a record type.
+
+    A record has an even number of samples, and a stereo stem begins at an even one, so that its two channels can be
+    moved as one number of eight bytes.
+    """
+    places = stem_columns(list(channels.values()))
+    return np.dtype(
+        {
+            "names": list(channels),
+            "formats": [(np.float32, (width,)) for width in channels.values()],
+            "offsets": [_FLOAT.itemsize * column for column in places.first],
+            "itemsize": _FLOAT.itemsize * places.width,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where each of several stems begins in a frame of all of them, and how many samples such a frame has."""
+
+    first: tuple[int, ...]
+    width: int
+
+
+def stem_columns(channels: Sequence[int]) -> Columns:
+    """Give stems their columns side by side: those of an even width first, so that each of them begins evenly."""
+    first, width = [0] * len(channels), 0
+    for stem in sorted(range(len(channels)), key=lambda stem: channels[stem] % 2):
+        first[stem] = width
+        width += channels[stem]
+    return Columns(tuple(first), max(2, width + width % 2))
+
+
 def record_layout(name: str, count: int, size_bytes: int) -> Layout:
-    """Arrays of a :class:`RecordRing`."""
+    """Arrays of a :class:`RecordRing` of ``count`` places of ``size_bytes``."""
     return {
         f"{name}.data": (np.dtype("u1"), (count, size_bytes)),
         f"{name}.head": (_INDEX, (count, 4)),
@@ -199,7 +281,14 @@ def record_layout(name: str, count: int, size_bytes: int) -> Layout:
 
 def status_layout(name: str, fields: Mapping[str, str]) -> Layout:
     """Arrays of a :class:`StatusBlock`; ``fields`` maps names to dtypes."""
-    return {f"{name}.fields": (np.dtype(list(fields.items())), (1,)), f"{name}.stamps": (_INDEX, (2,))}
+    return {f"{name}.fields": (_status_type(fields), (1,)), f"{name}.stamps": (_INDEX, (2,))}
+
+
+def _status_type(fields: Mapping[str, str]) -> np.dtype[Any]:
+    unknown = [f"{name}: {kind}" for name, kind in fields.items() if kind not in _KINDS]
+    if unknown:
+        raise ValueError(f"status field {unknown[0]}; a status block holds {' and '.join(_KINDS)}")
+    return np.dtype(list(fields.items()))
 
 
 class AudioRing:
@@ -212,7 +301,7 @@ class AudioRing:
 
     def __init__(self, audio: npt.NDArray[np.float32], index: npt.NDArray[np.int64]) -> None:
         self._audio = audio
-        self._index = index  # [end of the frames that are whole, end of the frames being written]
+        self._index = numbers(index)  # [end of the frames that are whole, end of the frames being written]
         self.capacity, self.channels = audio.shape
 
     @classmethod
@@ -223,20 +312,21 @@ class AudioRing:
     @property
     def written(self) -> int:
         """End of the frames that are whole."""
-        return int(self._index[0])
+        return self._index[0]
 
     def write(self, start: int, block: Block) -> None:
         """Place ``block`` at frame ``start``, which is ``written`` or later; a gap is filled with zeros. Writer."""
-        end = start + len(block)
-        whole = int(self._index[0])
-        self._index[1] = end
+        index = self._index
+        whole, end = index[0], start + len(block)
+        index[1] = end
         if start > whole:
-            self._place(
-                max(whole, start - self.capacity),
-                np.zeros((min(start - whole, self.capacity), self.channels), np.float32),
-            )
-        self._place(start, block)
-        self._index[0] = end
+            self._silence(whole, start)
+        at = start % self.capacity
+        if at + len(block) <= self.capacity:
+            self._audio[at : at + len(block)] = block
+        else:
+            self._wrap(start, block)
+        index[0] = end
 
     def read(self, start: int, end: int) -> Block:
         """Copy frames ``[start, end)``; zeros stand for those before the beginning, lost, or not written yet."""
@@ -246,30 +336,44 @@ class AudioRing:
 
     def read_into(self, start: int, out: Block) -> int:
         """Copy ``len(out)`` frames from ``start`` into ``out``; return how many of them were held."""
-        end = start + len(out)
-        first, last = max(start, 0, self.written - self.capacity), min(end, self.written)
-        out[: max(0, min(first, end) - start)] = 0
-        out[max(0, last - start) :] = 0
+        end, whole = start + len(out), self._index[0]
+        first, last = max(start, 0, whole - self.capacity), min(end, whole)
         if first >= last:
             out[:] = 0
             return 0
+        if first > start:
+            out[: first - start] = 0
+        if last < end:
+            out[last - start :] = 0
         at = first % self.capacity
         run = min(last - first, self.capacity - at)
         out[first - start : first - start + run] = self._audio[at : at + run]
         if run < last - first:
             out[first - start + run : last - start] = self._audio[: last - first - run]
-        overtaken = int(self._index[1]) - self.capacity  # the writer may have come round while we copied
+        overtaken = self._index[1] - self.capacity  # the writer may have come round while we copied
         if overtaken > first:
             out[: min(overtaken, end) - start] = 0
             first = min(overtaken, last)
         return int(last - first)
+
+    def runs(self, start: int, end: int) -> Iterator[Block]:
+        """Yield frames ``[start, end)``, which must be held, as views of the ring: one, or two where it wraps.
+
+        For the writer, or whoever is on its thread: nobody says whether a view was overtaken.
+        """
+        return _runs(self._audio, start, end)
 
     def jump(self, frame: int) -> None:
         """Declare everything before ``frame`` lost or silent and go on from there. Writer."""
         if frame > self.written:
             self.write(frame, np.zeros((0, self.channels), np.float32))
 
-    def _place(self, start: int, block: Block) -> None:
+    def _silence(self, start: int, end: int) -> None:
+        start = max(start, end - self.capacity)
+        for run in self.runs(start, end):
+            run[:] = 0
+
+    def _wrap(self, start: int, block: Block) -> None:
         if len(block) > self.capacity:
             start, block = start + len(block) - self.capacity, block[-self.capacity :]
         at = start % self.capacity
@@ -278,20 +382,107 @@ class AudioRing:
         self._audio[: len(block) - run] = block[run:]
 
 
+def _runs(audio: Block, start: int, end: int) -> Iterator[Block]:
+    while start < end:
+        at = start % len(audio)
+        count = min(end - start, len(audio) - at)
+        yield audio[at : at + count]
+        start += count
+
+
+class StemRings:
+    """The stems of a band side by side in one ring: the engine makes their sound in place, without a copy.
+
+    Every other process reads a stem as an :class:`AudioRing` of its own, a view of its columns. All stems are made
+    together, so they have one pair of counters.
+
+    Attributes
+    ----------
+    rings
+        By name, for reading.
+    sound
+        ``(capacity, width)`` float32: the columns of every stem as :func:`stem_columns` gives them, and no others
+        but one that makes the width even. The writer's to fill between :meth:`begin` and :meth:`finish`.
+    """
+
+    def __init__(self, audio: npt.NDArray[Any], index: npt.NDArray[np.int64]) -> None:
+        names = audio.dtype.names or ()
+        self.rings = {name: AudioRing(audio[name], index) for name in names}
+        self.capacity = len(audio)
+        self.sound: Block = audio.view(np.float32).reshape(len(audio), -1)
+        self._index = numbers(index)
+
+    @classmethod
+    def private(cls, frames: int, channels: Mapping[str, int]) -> StemRings:
+        """Return rings on this process's own memory."""
+        return cls(np.zeros(frames, _side_by_side(channels)), np.zeros(2, np.int64))
+
+    def lanes(self) -> list[npt.NDArray[Any]]:
+        """Return the columns of each stem, as :func:`lane` shapes them. Writer."""
+        return [lane(ring._audio) for ring in self.rings.values()]
+
+    @property
+    def written(self) -> int:
+        """End of the frames that are whole."""
+        return self._index[0]
+
+    def runs(self, start: int, end: int) -> Iterator[Block]:
+        """Yield frames ``[start, end)`` of :attr:`sound`, as :meth:`AudioRing.runs` does. Writer."""
+        return _runs(self.sound, start, end)
+
+    def begin(self, end: int) -> None:
+        """Say that the frames up to ``end`` are going to be overwritten, counted once round the ring. Writer."""
+        self._index[1] = end
+
+    def finish(self, end: int) -> None:
+        """Say that the frames up to ``end`` are whole. Writer."""
+        self._index[0] = end
+
+
+def lane(audio: Block) -> npt.NDArray[Any]:
+    """Return a view of ``(frames, channels)`` whose frames are quick to copy to another lane, bit for bit.
+
+    A mono block becomes ``(frames,)``, and so does a stereo block, its two samples taken as one number of eight
+    bytes; a wider one stays as it is.
+    """
+    if audio.shape[1] == 1:
+        return audio[:, 0]
+    if audio.shape[1] == 2:
+        if audio.strides[1] != audio.itemsize:
+            audio = np.ascontiguousarray(audio)
+        pairs: npt.NDArray[Any] = audio.view(np.complex64)[:, 0]
+        return pairs
+    return audio
+
+
+_HEAD = 4  # numbers before a record: stamp before, length, checksum, stamp after
+_LOOKS = 4  # a look takes longer than a store from one processor to the other
+_POSTED, _TAKEN = 0, 8  # where these two counters are in the index: a cache line each, as each has its own writer
+
+
 class RecordRing:
     """A bounded queue of byte records from one process to one other. Nothing waits, nothing is torn.
 
-    ``post`` fails when the queue is full; ``take`` passes over a record whose stamps or checksum are wrong and
-    counts it.
+    A record takes one place of the queue, or as many in a row as it needs. ``post`` fails when there is not so much
+    room. A record whose stamps or checksum are wrong is looked at again, as its stores may still be on their way;
+    then it is passed over and counted. Counters that cannot be are taken for damage too: what a process gone mad
+    writes there costs a bounded time.
+
+    Attributes
+    ----------
+    count, size_bytes
+        Places, and bytes in one.
+    refused, damaged
+        Records that found no room (counted by the writer) or were passed over (by the reader).
     """
 
     def __init__(
         self, data: npt.NDArray[np.uint8], head: npt.NDArray[np.int64], index: npt.NDArray[np.int64]
     ) -> None:
-        self._data = data
-        self._head = head  # per record: stamp before, length, checksum, stamp after
-        self._index = index  # row 0: posted, by the writer; row 1: taken, by the reader
         self.count, self.size_bytes = data.shape
+        self._data = numbers(data)
+        self._head = numbers(head)
+        self._index = numbers(index)
         self.refused = 0
         self.damaged = 0
 
@@ -305,34 +496,63 @@ class RecordRing:
     @property
     def waiting(self) -> bool:
         """Whether a record is there to take."""
-        return bool(self._index[0, 0] != self._index[1, 0])
+        return self._index[_POSTED] != self._index[_TAKEN]
 
     def post(self, record: bytes) -> bool:
-        """Add a record; return False, and count it, if the queue is full or the record too long. Writer."""
-        posted = int(self._index[0, 0])
-        if posted - int(self._index[1, 0]) >= self.count or len(record) > self.size_bytes:
+        """Add a record; return False, and count it, if there is no room for it. Writer."""
+        posted, length = self._index[_POSTED], len(record)
+        places = -(-length // self.size_bytes) or 1
+        if posted - self._index[_TAKEN] + places > self.count:
             self.refused += 1
             return False
-        at, stamp = posted % self.count, posted + 1
-        head = self._head[at]
-        head[0] = stamp
-        self._data[at, : len(record)] = np.frombuffer(record, np.uint8)
-        head[1], head[2] = len(record), zlib.crc32(record)
-        head[3] = stamp
-        self._index[0, 0] = stamp
+        head, first = self._head, posted % self.count
+        at, stamp = _HEAD * first, posted + 1
+        head[at] = stamp
+        start = first * self.size_bytes
+        fits = len(self._data) - start
+        self._data[start : start + length] = record[:fits]
+        if length > fits:
+            self._data[: length - fits] = record[fits:]
+        for place in range(posted + 1, posted + places):
+            head[_HEAD * (place % self.count)] = 0  # no record begins here
+        head[at + 1], head[at + 2] = length, zlib.crc32(record)
+        head[at + 3] = stamp
+        self._index[_POSTED] = posted + places
         return True
 
     def take(self) -> bytes | None:
         """Remove the oldest record and return it, ``None`` if there is none. Reader."""
-        while (taken := int(self._index[1, 0])) < int(self._index[0, 0]):
-            at = taken % self.count
-            before, length, crc, after = (int(value) for value in self._head[at])
-            record = self._data[at, : max(0, min(length, self.size_bytes))].tobytes()
-            self._index[1, 0] = taken + 1
-            if before == after == taken + 1 and zlib.crc32(record) == crc:
-                return record
+        index = self._index
+        posted = index[_POSTED]
+        if not 0 <= posted - index[_TAKEN] <= self.count:
             self.damaged += 1
+            index[_TAKEN] = posted
+        while (taken := index[_TAKEN]) < posted:
+            for _ in range(_LOOKS):
+                record = self._look(taken, posted)
+                if record is not None:
+                    index[_TAKEN] = taken + (-(-len(record) // self.size_bytes) or 1)
+                    return record
+            self.damaged += 1
+            index[_TAKEN] = self._next_begin(taken + 1, posted)
         return None
+
+    def _look(self, taken: int, posted: int) -> bytes | None:
+        """Return the record that begins at place ``taken``, ``None`` if none does or it is damaged."""
+        first = taken % self.count
+        before, length, crc, after = self._head[_HEAD * first : _HEAD * first + _HEAD]
+        if not (before == after == taken + 1 and 0 <= length <= (posted - taken) * self.size_bytes):
+            return None
+        start = first * self.size_bytes
+        record = bytes(self._data[start : start + length])
+        if len(record) < length:
+            record += bytes(self._data[: length - len(record)])
+        return record if zlib.crc32(record) == crc else None
+
+    def _next_begin(self, place: int, posted: int) -> int:
+        while place < posted and self._head[_HEAD * (place % self.count)] != place + 1:
+            place += 1
+        return place
 
 
 class StatusBlock:
@@ -340,43 +560,38 @@ class StatusBlock:
 
     def __init__(self, fields: npt.NDArray[Any], stamps: npt.NDArray[np.int64]) -> None:
         self._fields = fields
-        self._stamps = stamps
-        self._good: Any = fields[0].copy()
+        self._stamps = numbers(stamps)
+        self._names: tuple[str, ...] = fields.dtype.names or ()
+        kinds = (fields.dtype[name].str[1:] for name in self._names)
+        self._numbers = struct.Struct("=" + "".join(_KINDS[kind] for kind in kinds))
+        self._bytes = numbers(fields.view(np.uint8))
+        self._good = self._numbers.unpack_from(self._bytes)
 
     @classmethod
     def private(cls, fields: Mapping[str, str]) -> StatusBlock:
         """Return a block on this process's own memory."""
-        return cls(np.zeros(1, [(name, kind) for name, kind in fields.items()]), np.zeros(2, np.int64))
+        return cls(np.zeros(1, _status_type(fields)), np.zeros(2, np.int64))
+
+    @property
+    def stamp(self) -> int:
+        """Counts up with every word of the writer: whoever has read at this stamp has nothing new to read."""
+        return self._stamps[1]
 
     def publish(self, **values: float) -> None:
         """Write some of the numbers; those not named keep their value. Writer."""
-        self._stamps[0] += 1
+        stamps = self._stamps
+        stamps[0] = stamp = stamps[0] + 1
         for name, value in values.items():
             self._fields[name][0] = value
-        self._stamps[1] = self._stamps[0]
+        stamps[1] = stamp
 
     def read(self) -> dict[str, Any]:
         """Return all numbers as they were at one time; the last good ones while the writer is in the middle."""
+        stamps = self._stamps
         for _ in range(8):
-            after = int(self._stamps[1])
-            copy = self._fields[0].copy()
-            if int(self._stamps[0]) == after:
+            after = stamps[1]
+            copy = self._numbers.unpack_from(self._bytes)
+            if stamps[0] == after:
                 self._good = copy
                 break
-        return {name: self._good[name].item() for name in self._good.dtype.names}
-
-
-class Slots:
-    """Places for clips on their way from a worker: ``(count, frames, channels)``. The engine says which to use."""
-
-    def __init__(self, audio: npt.NDArray[np.float32]) -> None:
-        self.audio = audio
-        self._free = list(range(len(audio)))
-
-    def acquire(self) -> int | None:
-        """Return a free place, ``None`` if there is none. Engine."""
-        return self._free.pop() if self._free else None
-
-    def release(self, slot: int) -> None:
-        """Give a place back. Engine."""
-        self._free.append(slot)
+        return dict(zip(self._names, self._good, strict=True))

@@ -6,11 +6,20 @@ add up: bar 10,000 starts where arithmetic says it does, and ``frame -> beat -> 
 
 A :class:`TempoMap` is an immutable value. A reader takes it once per block or span and never twice
 (after Ableton Link's session state). Only the :class:`Transport`, in the engine, publishes a new one.
+
+A session's bars count up for ever; the *song bar* is where in the song a session bar is. The two part at the first
+:class:`Locate`, which says that from a bar on the song goes on from another place, once or in a loop. A loop is
+arithmetic and not a list: round n of it lies n exact lengths after round 0, so nothing is unrolled, nothing grows and
+nothing adds up, however long it goes round.
+
+How the time of other clocks becomes frames is the subject of :mod:`realtime.hostclock`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from operator import attrgetter
@@ -23,6 +32,8 @@ KEPT_SECONDS = 600
 """The transport forgets timelines that ended longer ago: nobody looks back so far, and a map stays small for ever."""
 POSITION_DENOMINATOR = 10**12
 """Bound of an origin's denominator: the rounding is below 1e-12 frame a change, and numbers stay small for ever."""
+MAX_BARS = 10**6
+"""Bars are counted to here where somebody names one: more than 300 hours of 4/4 at 240 bpm."""
 
 
 def round_frame(position: Fraction) -> int:
@@ -118,19 +129,43 @@ class Timeline:
 
     def frame_at(self, beat: Fraction) -> int:
         """Frame of a beat, rounded once."""
-        return round_frame(self.position(beat))
+        # round_frame(self.position(beat)) in plain integers: a fraction is brought to lowest terms at every step,
+        # which is most of its price, and here none is kept.
+        origin, tempo = self.frame, self.tempo
+        beats = beat.numerator * self.beat.denominator - self.beat.numerator * beat.denominator
+        scale = beat.denominator * self.beat.denominator * tempo.numerator
+        below = origin.denominator * scale
+        above = origin.numerator * scale + origin.denominator * beats * 60 * self.samplerate * tempo.denominator
+        return (2 * above + below) // (2 * below)
 
     def beat_at(self, frame: int | Fraction) -> Fraction:
         """Exact beat of a frame."""
-        return self.beat + (frame - self.frame) / self.beat_frames
+        origin, beat, tempo = self.frame, self.beat, self.tempo
+        frames = frame.numerator * origin.denominator - origin.numerator * frame.denominator
+        scale = frame.denominator * origin.denominator * 60 * self.samplerate * tempo.denominator
+        return Fraction(
+            beat.numerator * scale + beat.denominator * frames * tempo.numerator, beat.denominator * scale
+        )
 
     def downbeat(self, bar: int) -> Fraction:
         """Beat on which ``bar`` starts."""
-        return self.bar_beat + (bar - self.bar) * self.meter.beats
+        return self.bar_beat + Fraction((bar - self.bar) * 4 * self.meter.count, self.meter.unit)
 
     def bar_at(self, beat: Fraction) -> int:
         """Bar that contains ``beat``."""
-        return self.bar + (beat - self.bar_beat) // self.meter.beats
+        first, meter = self.bar_beat, self.meter
+        beats = beat.numerator * first.denominator - first.numerator * beat.denominator
+        return self.bar + beats * meter.unit // (beat.denominator * first.denominator * 4 * meter.count)
+
+    @property
+    def first_bar(self) -> int:
+        """First bar that starts at or after the origin."""
+        bar = self.bar_at(self.beat)
+        return bar if self.downbeat(bar) == self.beat else bar + 1
+
+    def from_beat(self, beat: Fraction) -> Timeline:
+        """Return the same line with its origin at ``beat``."""
+        return replace(self, frame=self.position(beat), beat=beat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +179,24 @@ class Moment:
 
 
 _beat, _frame = attrgetter("beat"), attrgetter("frame")
+_bar, _first_bar = attrgetter("bar"), attrgetter("first_bar")
 
 
 @dataclass(frozen=True, slots=True)
 class TempoMap:
-    """Timelines in order, each holding from its origin to the next one's; the first reaches back for ever."""
+    """Timelines in order, each holding from its origin to the next one's; the first reaches back for ever.
+
+    Attributes
+    ----------
+    timelines
+        The song as it is written.
+    stretches
+        What became of it in a session: which stretch of the song is played from where on. Empty for a song that is
+        played as it is written, and for a plan.
+    """
 
     timelines: tuple[Timeline, ...]
+    stretches: tuple[Stretch, ...] = ()
 
     @classmethod
     def steady(
@@ -159,13 +205,40 @@ class TempoMap:
         """Return a map of one tempo whose bar 0 starts at frame ``downbeat``."""
         return cls((Timeline(samplerate, as_tempo(bpm), meter, Fraction(downbeat)),))
 
+    def as_session(self) -> TempoMap:
+        """Return the map as that of a session in which this song is played.
+
+        In a plan a change edits the song. In a session it is made by hand, and :class:`TempoChange` and
+        :class:`Locate` say what that means.
+        """
+        if self.stretches:
+            return self
+        start = self.timelines[0]
+        return TempoMap(self.timelines, (Stretch(self, start.frame, start.beat, start.first_bar),))
+
+    # Where is what
+
     def at_beat(self, beat: Fraction) -> Timeline:
         """Return the timeline that holds at ``beat``."""
+        if self.stretches:
+            return self.stretches[_place(self.stretches, beat, _beat)].at_beat(beat)
         return self.timelines[max(0, bisect_right(self.timelines, beat, key=_beat) - 1)]
 
     def at_frame(self, frame: int | Fraction) -> Timeline:
         """Return the timeline that holds at ``frame``."""
+        if self.stretches:
+            return self.stretches[_place(self.stretches, frame, _frame)].at_frame(frame)
         return self.timelines[max(0, bisect_right(self.timelines, frame, key=_frame) - 1)]
+
+    def at_bar(self, bar: int) -> Timeline:
+        """Return a timeline by which ``bar`` starts; its tempo need not be the one that holds there."""
+        if self.stretches:
+            return self.stretches[_place(self.stretches, bar, _bar)].at_bar(bar)
+        return self.timelines[max(0, bisect_right(self.timelines, bar, key=_first_bar) - 1)]
+
+    def song_bar(self, bar: int) -> int:
+        """Bar of the song that is played in bar ``bar`` of the session."""
+        return self.stretches[_place(self.stretches, bar, _bar)].song_bar(bar) if self.stretches else bar
 
     def frame_at(self, beat: Fraction) -> int:
         """Frame of a beat, rounded once."""
@@ -177,11 +250,7 @@ class TempoMap:
 
     def downbeat(self, bar: int) -> Fraction:
         """Beat on which ``bar`` starts."""
-        for timeline in reversed(self.timelines):
-            beat = timeline.downbeat(bar)
-            if beat >= timeline.beat:
-                return beat
-        return self.timelines[0].downbeat(bar)
+        return self.at_bar(bar).downbeat(bar)
 
     def bar_frame(self, bar: int) -> int:
         """Frame on which ``bar`` starts."""
@@ -198,18 +267,37 @@ class TempoMap:
         to half a frame later.
         """
         beat = self.beat_at(frame)
-        bar = self.at_beat(beat).bar_at(beat)
-        if self.bar_frame(bar + 1) <= frame:
-            bar += 1
-        start = self.downbeat(bar)
+        line = self.at_beat(beat)
+        bar = line.bar_at(beat)
+        start = self.downbeat(bar + 1)
+        if self.frame_at(start) <= frame:
+            bar, line = bar + 1, self.at_beat(start)
+        else:
+            start = line.downbeat(bar)
         offset = max(Fraction(0), beat - start)
-        return Moment(frame, bar, offset, float(offset / self.bar_beats(bar)))
+        return Moment(frame, bar, offset, float(offset / line.meter.beats))
+
+    def unrolled(self, end: int) -> tuple[Timeline, ...]:
+        """Return the timelines of all that sounds before frame ``end``, every round of a loop written out."""
+        if not self.stretches:
+            return self.timelines[: max(1, bisect_left(self.timelines, end, key=_frame))]
+        found: list[Timeline] = []
+        for index, stretch in enumerate(self.stretches):
+            following = self.stretches[index + 1 : index + 2]
+            stop = min([Fraction(end), *(later.frame for later in following)])
+            if stretch.frame < stop or not found:
+                for line in stretch.lines(stop):
+                    if not found or (line.tempo, line.meter) != (found[-1].tempo, found[-1].meter):
+                        found.append(line)
+        return tuple(found)
+
+    # What becomes of it
 
     def changed(self, beat: Fraction, tempo: Fraction | None = None, meter: Meter | None = None) -> TempoMap:
         """Return the map with a new tempo or meter from ``beat`` on; what lies before stays where it was.
 
-        A new tempo drops the tempi planned after it, but no meter; a new meter drops neither. A meter planned for
-        what is no bar line any more comes on the next one.
+        In a plan, a new tempo drops the tempi planned after it, but no meter; a new meter drops neither. A meter
+        planned for what is no bar line any more comes on the next one. In a session it is made by hand.
 
         Raises
         ------
@@ -221,6 +309,8 @@ class TempoMap:
         bar_beat = old.downbeat(bar)
         if meter is not None and meter != old.meter and bar_beat != beat:
             raise ValueError(f"the meter can change only on a bar line; beat {beat} is inside bar {bar + 1}")
+        if self.stretches:
+            return self._with(TempoChange(bar, beat - bar_beat, tempo, meter))
         new = Timeline(
             old.samplerate,
             tempo if tempo is not None else old.tempo,
@@ -232,7 +322,7 @@ class TempoMap:
         )
         kept = self.timelines[: bisect_left(self.timelines, beat, key=_beat)]
         if not kept:  # the first timeline reaches back for ever: what lies before the change keeps its tempo
-            kept = (replace(old, frame=old.position(beat), beat=beat),)
+            kept = (old.from_beat(beat),)
         result, before = TempoMap((*kept, new)), old.meter
         for timeline in self.timelines[bisect_right(self.timelines, beat, key=_beat) :]:
             result = result._with_planned(timeline, timeline.meter != before, tempo is None)
@@ -250,28 +340,365 @@ class TempoMap:
             result = result.changed(beat if beat == planned.beat else beat + last.meter.beats, meter=planned.meter)
         return result
 
-    def since(self, frame: int) -> TempoMap:
-        """Return the map without the timelines that ended before ``frame``; from there on nothing moves."""
-        return TempoMap(self.timelines[max(0, bisect_right(self.timelines, frame, key=_frame) - 1) :])
-
     def ramped(self, beat: Fraction, beats: int, tempo: Fraction) -> TempoMap:
         """Return the map with a linear ramp to ``tempo`` over ``beats`` whole beats: one constant timeline a beat.
 
         Step i of n has the tempo half-way through it: ``a + (b - a) * (i + 1/2) / n``; ``tempo`` holds after.
         """
-        if beats < 1:
-            raise ValueError(f"a tempo ramp over {beats} beats; it takes at least one whole beat")
-        first = self.at_beat(beat).tempo
+        steps = _ramp(self.at_beat(beat).tempo, tempo, beats)
+        if self.stretches:
+            line = self.at_beat(beat)
+            bar = line.bar_at(beat)
+            return self._with(TempoChange(bar, beat - line.downbeat(bar), tempo, None, beats))
         ramp = self
-        for step in range(beats):
-            part = Fraction(2 * step + 1, 2 * beats)
-            ramp = ramp.changed(beat + step, (first + (tempo - first) * part).limit_denominator(TEMPO_DENOMINATOR))
-        return ramp.changed(beat + beats, tempo)
+        for step, part in enumerate(steps):
+            ramp = ramp.changed(beat + step, part)
+        return ramp
+
+    def located(self, bar: int, song_bar: int, loop_bars: int = 0, as_written: bool = False) -> TempoMap:
+        """Return the session's map in which bar ``bar`` plays ``song_bar`` of the song: see :class:`Locate`."""
+        return self.as_session()._with(Locate(bar, song_bar, loop_bars, as_written))
+
+    def since(self, frame: int) -> TempoMap:
+        """Return the map without what ended before ``frame``; from there on nothing moves."""
+        if self.stretches:
+            gone = _place(self.stretches, frame, _frame)
+            return TempoMap(self.timelines, self.stretches[gone:]) if gone else self
+        gone = max(0, bisect_right(self.timelines, frame, key=_frame) - 1)
+        return TempoMap(self.timelines[gone:]) if gone else self
+
+    def _with(self, wish: TempoChange | Locate) -> TempoMap:
+        """Return the session's map with one wish more.
+
+        The last word holds: of what was wished for the same place or a later one it drops what it replaces, and what
+        it leaves counts anew on the map as it now is.
+        """
+        at = self._beat_of(wish)
+        first = bisect_left(self.stretches, at, lo=1, key=_beat)
+        wishes, steps = _still_wished(self.stretches[first:], wish)
+        index = sum(self._beat_of(other) <= at for other in wishes)
+        return TempoMap(self.timelines, self.stretches[:first])._told([*wishes[:index], wish, *wishes[index:]], steps)
+
+    def _told(self, wishes: list[TempoChange | Locate], steps: deque[_Step]) -> TempoMap:
+        """Return the map with wishes, in the order of their places, and steps of a ramp among them."""
+        session = self
+        for wish in wishes:
+            at = session._beat_of(wish)
+            while steps and steps[0].beat < at:  # each place is known only when all before it is
+                session = session._stepped(steps.popleft())
+            session = session._granted(wish, at)
+            if isinstance(wish, Locate):
+                steps = deque() if wish.as_written else steps
+            elif wish.tempo is not None:
+                steps = session._ramp_of(wish, at)
+        for step in steps:
+            session = session._stepped(step)
+        return session
+
+    def _beat_of(self, wish: TempoChange | Locate) -> Fraction:
+        """Beat for which something was wished; where the bar is shorter by now, its end."""
+        beat = wish.beat if isinstance(wish, TempoChange) else Fraction(0)
+        return self.downbeat(wish.bar) + (min(beat, self.bar_beats(wish.bar)) if beat else 0)
+
+    def _granted(self, wish: TempoChange | Locate, at: Fraction) -> TempoMap:
+        """Return the map with a wish, of a ramp what precedes it, at or after the last place where there was one."""
+        last = self.stretches[-1]
+        if isinstance(wish, Locate):
+            return self._followed_by(
+                last.leaving(at, TempoMap(self.timelines) if wish.as_written else last.song, wish)
+            )
+        session = self
+        if wish.meter is not None:
+            session = session._followed_by(last.with_meter(at, wish.meter, replace(wish, tempo=None, ramp_beats=0)))
+        return session
+
+    def _ramp_of(self, wish: TempoChange, at: Fraction) -> deque[_Step]:
+        """Return the steps in which a tempo comes, at least one."""
+        tempo, wish = wish.tempo, replace(wish, meter=None)
+        if tempo is None:
+            return deque()
+        tempi = _ramp(self.stretches[-1].at_beat(at).tempo, tempo, wish.ramp_beats) if wish.ramp_beats else [tempo]
+        return deque(_Step(at + number, tempo, wish, number) for number, tempo in enumerate(tempi))
+
+    def _stepped(self, step: _Step) -> TempoMap:
+        return self._followed_by(self.stretches[-1].with_tempo(step))
+
+    def _followed_by(self, stretch: Stretch) -> TempoMap:
+        return TempoMap(self.timelines, (*self.stretches, stretch))
+
+    # A song by hand: both are for plans only
+
+    def in_tempo(self, tempo: Fraction) -> TempoMap:
+        """Return the song in one tempo throughout; its meters stay."""
+        lines: list[Timeline] = []
+        for line in self.timelines:
+            if not lines:
+                lines.append(replace(line, tempo=tempo))
+            elif line.meter is not lines[-1].meter and line.meter != lines[-1].meter:
+                lines.append(replace(line, tempo=tempo, frame=lines[-1].position(line.beat)))
+        return TempoMap(tuple(lines))
+
+    def in_meter(self, bar: int, meter: Meter) -> TempoMap:
+        """Return the song with another meter in the part around ``bar``: back and on to the next change of meter.
+
+        What was written stays in its bar; what lay beyond the end of a bar that is shorter now comes on the next.
+        """
+        lines = self.timelines
+        here = max(0, bisect_right(lines, bar, key=_first_bar) - 1)
+        first = next((i for i in range(here, 0, -1) if lines[i].meter != lines[i - 1].meter), 0)
+        until = next((i for i in range(here + 1, len(lines)) if lines[i].meter != lines[i - 1].meter), len(lines))
+        new: list[Timeline] = []
+        for index, line in enumerate(lines):
+            own = meter if first <= index < until else line.meter
+            at = line.bar_at(line.beat)
+            offset = line.beat - line.downbeat(at)
+            anchor = new[-1] if new else replace(line, meter=own)
+            beat = anchor.downbeat(at) + min(offset, anchor.meter.beats)
+            frame = anchor.position(beat).limit_denominator(POSITION_DENOMINATOR) if new else line.frame
+            if new and new[-1].beat == beat:
+                new.pop()
+            bar_at = anchor.bar_at(beat)
+            new.append(Timeline(line.samplerate, line.tempo, own, frame, beat, bar_at, anchor.downbeat(bar_at)))
+        return TempoMap(tuple(new))
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A part of a song that comes again and again: where it begins and how long it is, exactly."""
+
+    bar: int
+    bars: int
+    beat: Fraction
+    beats: Fraction
+    end_beat: Fraction
+    frame: Fraction
+    frames: Fraction
+    end_frame: Fraction
+
+    @classmethod
+    def of(cls, song: TempoMap, bar: int, bars: int) -> Loop:
+        """Return the ``bars`` bars of a song from ``bar`` on."""
+        beat, end = song.downbeat(bar), song.downbeat(bar + bars)
+        # The bar line after the last one may be that of a new tempo: the same place, by either.
+        frame, end_frame = (song.at_beat(line).position(line) for line in (beat, end))
+        return cls(bar, bars, beat, end - beat, end, frame, end_frame - frame, end_frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of a session: from its place on a song is played from some place of its own, once or in a loop.
+
+    Attributes
+    ----------
+    song
+        A plan: what is played, with what was set by hand so far.
+    frame, beat, bar
+        Where it begins: exact frame, beat, and the first bar that starts in it.
+    frame_shift, beat_shift, bar_shift
+        Session minus song, in the first round.
+    loop
+        What comes again and again from there on.
+    wish, step
+        What was wished that it begins here, and which step of a ramp it is.
+    """
+
+    song: TempoMap
+    frame: Fraction
+    beat: Fraction
+    bar: int
+    frame_shift: Fraction = Fraction(0)
+    beat_shift: Fraction = Fraction(0)
+    bar_shift: int = 0
+    loop: Loop | None = None
+    wish: TempoChange | Locate | None = None
+    step: int = 0
+
+    def at_beat(self, beat: Fraction) -> Timeline:
+        """Return the timeline that holds at a beat of the session."""
+        beat, rounds = self._in_song(beat)
+        return self._shown(self.song.at_beat(beat), rounds)
+
+    def at_frame(self, frame: int | Fraction) -> Timeline:
+        """Return the timeline that holds at a frame of the session."""
+        frame, loop, rounds = frame - self.frame_shift, self.loop, 0
+        if loop is not None and frame >= loop.end_frame:
+            rounds = (frame - loop.frame) // loop.frames
+            frame -= rounds * loop.frames
+        return self._shown(self.song.at_frame(frame), rounds)
+
+    def at_bar(self, bar: int) -> Timeline:
+        """Return a timeline by which a bar of the session starts."""
+        song_bar = self.song_bar(bar)
+        rounds = (bar - self.bar_shift - song_bar) // self.loop.bars if self.loop is not None else 0
+        return self._shown(self.song.at_bar(song_bar), rounds)
+
+    def song_bar(self, bar: int) -> int:
+        """Bar of the song that is played in a bar of the session."""
+        bar, loop = bar - self.bar_shift, self.loop
+        if loop is not None and bar >= loop.bar + loop.bars:
+            return loop.bar + (bar - loop.bar) % loop.bars
+        return bar
+
+    def lines(self, stop: Fraction) -> Iterator[Timeline]:
+        """Yield its timelines up to exact frame ``stop``, each from where it holds, at least the first."""
+        beat, rounds = self._in_song(self.beat)
+        song = self.song.timelines
+        yield self._shown(self.song.at_beat(beat).from_beat(beat), rounds)
+        while True:
+            for line in song[bisect_right(song, beat, key=_beat) :]:
+                if self.loop is not None and line.beat >= self.loop.end_beat:
+                    break
+                shown = self._shown(line, rounds)
+                if shown.frame >= stop:
+                    return
+                yield shown
+            if self.loop is None:
+                return
+            beat, rounds = self.loop.beat, rounds + 1
+            again = self._shown(self.song.at_beat(beat).from_beat(beat), rounds)
+            if again.frame >= stop:
+                return
+            yield again
+
+    def with_tempo(self, step: _Step) -> Stretch:
+        """Return what follows from a step of a ramp on."""
+        in_song, rounds = self._in_song(step.beat)
+        return self._going_on(step.beat, self.song.in_tempo(step.tempo), in_song, rounds, step.wish, step.number)
+
+    def with_meter(self, beat: Fraction, meter: Meter, wish: TempoChange) -> Stretch:
+        """Return what follows from ``beat``, a bar line, on if the meter is set there."""
+        in_song, rounds = self._in_song(beat)
+        bar = self.song.at_beat(in_song).bar_at(in_song)
+        song = self.song.in_meter(bar, meter)
+        return self._going_on(beat, song, song.downbeat(bar), rounds, wish)
+
+    def leaving(self, beat: Fraction, song: TempoMap, locate: Locate) -> Stretch:
+        """Return what follows from ``beat``, a bar line, on if the song goes on from elsewhere."""
+        loop = Loop.of(song, locate.song_bar, locate.loop_bars) if locate.loop_bars else None
+        shift = self.at_beat(beat).bar_at(beat) - locate.song_bar
+        return self._followed(beat, song, song.downbeat(locate.song_bar), shift, loop, locate)
+
+    def _going_on(
+        self, beat: Fraction, song: TempoMap, song_beat: Fraction, rounds: int, wish: TempoChange, step: int = 0
+    ) -> Stretch:
+        """Return a stretch that plays another version of the song from the same place."""
+        loop, shift = self.loop, self.bar_shift
+        if loop is not None:
+            shift, loop = shift + rounds * loop.bars, Loop.of(song, loop.bar, loop.bars)
+        return self._followed(beat, song, song_beat, shift, loop, wish, step)
+
+    def _followed(
+        self,
+        beat: Fraction,
+        song: TempoMap,
+        song_beat: Fraction,
+        bar_shift: int,
+        loop: Loop | None,
+        wish: TempoChange | Locate,
+        step: int = 0,
+    ) -> Stretch:
+        """Return a stretch that begins at ``beat``, where this one ends."""
+        here = self.at_beat(beat)
+        bar = here.bar_at(beat)
+        frame = here.position(beat).limit_denominator(POSITION_DENOMINATOR)
+        frame_shift = frame - song.at_beat(song_beat).position(song_beat)
+        first_bar = bar if here.downbeat(bar) == beat else bar + 1
+        return Stretch(song, frame, beat, first_bar, frame_shift, beat - song_beat, bar_shift, loop, wish, step)
+
+    def _in_song(self, beat: Fraction) -> tuple[Fraction, int]:
+        """Return the beat of the song at a beat of the session, and the rounds that are over."""
+        beat, loop = beat - self.beat_shift, self.loop
+        if loop is None or beat < loop.end_beat:
+            return beat, 0
+        rounds = (beat - loop.beat) // loop.beats
+        return beat - rounds * loop.beats, rounds
+
+    def _shown(self, line: Timeline, rounds: int) -> Timeline:
+        """Return a timeline of the song as one of the session."""
+        frames, beats, bars = self.frame_shift, self.beat_shift, self.bar_shift
+        if rounds and self.loop is not None:
+            frames += rounds * self.loop.frames
+            beats += rounds * self.loop.beats
+            bars += rounds * self.loop.bars
+        if not (frames or beats or bars):
+            return line
+        return Timeline(
+            line.samplerate,
+            line.tempo,
+            line.meter,
+            line.frame + frames,
+            line.beat + beats,
+            line.bar + bars,
+            line.bar_beat + beats,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step of a tempo set by hand: at this beat of the session, whatever becomes of its bars."""
+
+    beat: Fraction
+    tempo: Fraction
+    wish: TempoChange
+    number: int
+
+
+def _place(stretches: tuple[Stretch, ...], place: int | Fraction, key: attrgetter[Fraction | int]) -> int:
+    """Index of the stretch that holds at a place; the first reaches back for ever."""
+    return bisect_right(stretches, place, lo=1, key=key) - 1
+
+
+def _still_wished(
+    stretches: tuple[Stretch, ...], wish: TempoChange | Locate
+) -> tuple[list[TempoChange | Locate], deque[_Step]]:
+    """Return what was wished for these stretches and is not replaced by ``wish``.
+
+    Beside the wishes, which count from a place in a bar, there are the steps of a ramp that has begun before: it goes
+    on by its beats.
+    """
+    wishes: list[TempoChange | Locate] = []
+    steps: deque[_Step] = deque()
+    for stretch in stretches:
+        asked = stretch.wish
+        if asked is None or _replaces(wish, asked):
+            continue
+        if not stretch.step:
+            wishes.append(asked)
+        elif isinstance(asked, TempoChange) and not any(other is asked for other in wishes):
+            steps.append(_Step(stretch.beat, stretch.song.timelines[0].tempo, asked, stretch.step))
+    return wishes, steps
+
+
+def _replaces(wish: TempoChange | Locate, later: TempoChange | Locate) -> bool:
+    """Whether ``later``, wished before ``wish`` for the same place or a later one, is dropped for it."""
+    if isinstance(wish, Locate):
+        return isinstance(later, Locate) or (wish.as_written and (later.bar, later.beat) <= (wish.bar, 0))
+    if isinstance(later, Locate):
+        return False
+    if wish.tempo is not None and later.tempo is not None:
+        return True
+    return wish.meter is not None and later.meter is not None and (wish.bar, wish.beat) == (later.bar, later.beat)
+
+
+def _ramp(first: Fraction, last: Fraction, beats: int) -> list[Fraction]:
+    """Return the tempo of each beat of a linear ramp, and the one that holds after it."""
+    if beats < 1:
+        raise ValueError(f"a tempo ramp over {beats} beats; it takes at least one whole beat")
+    parts = (Fraction(2 * step + 1, 2 * beats) for step in range(beats))
+    return [*((first + (last - first) * part).limit_denominator(TEMPO_DENOMINATOR) for part in parts), last]
 
 
 @dataclass(frozen=True, slots=True)
 class TempoChange:
-    """A wish to change tempo or meter at ``beat`` of ``bar``; with ``ramp_beats`` the tempo gets there gradually."""
+    """A wish to change tempo or meter at ``beat`` of ``bar``; with ``ramp_beats`` the tempo gets there gradually.
+
+    In a session it is made by hand, and the hand overrides the song:
+
+    * A tempo set by hand holds until another one is: planned tempi and ramps are dropped, and neither a loop nor a
+      :class:`Locate` brings them back, unless it says ``as_written``. A ramp that is under way goes on, beat by beat.
+    * A meter set by hand is that of this part of the song from then on, as far as its next planned meter and whenever
+      the part comes again. What is planned stays in its bar of the song.
+    """
 
     bar: int
     beat: Fraction = Fraction(0)
@@ -291,13 +718,59 @@ class TempoChange:
         return tempo_map
 
 
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """A wish to go elsewhere in the song: bar ``bar`` of the session plays bar ``song_bar`` of the song.
+
+    The session's bars count on, and nothing before the place moves. Tempi, ramps and meters planned for that part of
+    the song come with it; where the tempo was set by hand (:class:`TempoChange`), it stays by hand. What was wished
+    by hand for a later bar of the session still comes in that bar; a locate wished for a later bar is dropped.
+
+    Attributes
+    ----------
+    bar, song_bar
+        Bars of the session and of the song, counted from 0.
+    loop_bars
+        After so many bars the song goes back to ``song_bar``, for ever; 0 for no loop. A locate without it ends one.
+    as_written
+        What was set by hand is given up: the song is as it was planned.
+
+    Raises
+    ------
+    ValueError
+        If a bar is beyond what anybody plays, or the loop is not a number of bars.
+    """
+
+    bar: int
+    song_bar: int
+    loop_bars: int = 0
+    as_written: bool = False
+
+    def __post_init__(self) -> None:
+        if not -MAX_BARS <= self.bar <= MAX_BARS:
+            raise ValueError(f"locate at bar {self.bar}: a session's bars are {-MAX_BARS:,} to {MAX_BARS:,}")
+        if not 0 <= self.song_bar <= MAX_BARS:
+            raise ValueError(
+                f"locate to song bar {self.song_bar}: a song's bars are 0 to {MAX_BARS:,}, counted from 0; "
+                "a count-in cannot be gone back to"
+            )
+        if not 0 <= self.loop_bars <= MAX_BARS:
+            raise ValueError(
+                f"locate with a loop of {self.loop_bars} bars: a loop has 1 to {MAX_BARS:,}, and 0 is no loop"
+            )
+
+    def applied(self, tempo_map: TempoMap) -> TempoMap:
+        """Return ``tempo_map``, that of a session, with this in it."""
+        return tempo_map.located(self.bar, self.song_bar, self.loop_bars, self.as_written)
+
+
 class Transport:
     """Publishes one tempo map; the only writer of musical time. Engine thread only.
 
     Parameters
     ----------
     tempo_map
-        What holds at the start.
+        The song as it is planned: what holds until something is announced.
     notice_frames
         How early a change must be known: ``lead`` + 2 blocks before the place it is for.
     """
@@ -305,6 +778,7 @@ class Transport:
     def __init__(self, tempo_map: TempoMap, notice_frames: int) -> None:
         self.map = tempo_map
         self._notice_frames = notice_frames
+        self._kept_frames = KEPT_SECONDS * tempo_map.timelines[0].samplerate
 
     def announce(self, change: TempoChange, now: int) -> TempoChange:
         """Take a change in, at frame ``now``, and return it as it will happen.
@@ -317,6 +791,25 @@ class Transport:
         while self.map.frame_at(self.map.downbeat(bar) + change.beat) - now < self._notice_frames:
             bar += 1
             change = replace(change, bar=bar, beat=Fraction(0))
-        past = now - KEPT_SECONDS * self.map.timelines[0].samplerate
-        self.map = change.applied(self.map.since(past))
+        self.map = change.applied(self.map.as_session().since(now - self._kept_frames))
         return change
+
+    def locate(self, locate: Locate, now: int) -> Locate:
+        """Take a locate in, at frame ``now``, and return it as it will happen.
+
+        One announced too late for its bar counts from the first bar line that is far enough ahead, and the song then
+        goes on from the same ``song_bar``.
+        """
+        bar = max(locate.bar, self.map.moment(now).bar)
+        while self.map.bar_frame(bar) - now < self._notice_frames:
+            bar += 1
+        locate = replace(locate, bar=bar)
+        self.map = locate.applied(self.map.as_session().since(now - self._kept_frames))
+        return locate
+
+    def advance(self, now: int) -> None:
+        """Forget what ended long before frame ``now``. Nothing that can still be heard moves, so it may be called at
+        any time, or never: a loop needs nobody to go round.
+        """
+        if self.map.stretches:  # a song nobody has touched is kept whole: it may be gone back to
+            self.map = self.map.since(now - self._kept_frames)

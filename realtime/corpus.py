@@ -25,13 +25,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
-import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ import numpy.typing as npt
 
 from realtime import features, soundfiles
 from realtime.clock import Meter, as_tempo, round_frame
+from realtime.foreign import Table, TomlError, npy_header, open_inside, parse_toml, read_inside, shown
 from realtime.protocols import HOP_FRAMES, Block
 from realtime.soundfiles import SoundFile
 
@@ -72,6 +74,11 @@ WEIGHTS = (1.0, 0.5, 0.5)
 PAGE_FRAMES = 1 << 16
 CACHE_BYTES = 64 << 20
 READ_SECONDS = 10
+OPEN_FILES = 64
+"""Recordings that a corpus keeps open at once."""
+SOURCES, UNITS = 2048, 1 << 20
+DESCRIPTION_BYTES = 1 << 20
+"""Limits of one corpus: the bridge reads its description too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,9 @@ def build(
         With one sentence, if a file or a parameter cannot be used. Nothing is left behind then.
     """
     out = Path(out)
+    for what, text in (("name", name or out.name), ("licence", licence)):
+        if not 1 <= len(text.strip()) <= 1000:
+            raise ValueError(f"corpus build: the {what} has {len(text)} characters; 1 to 1000 are allowed")
     plan = _plan(files, out, bpm, meter, downbeat_seconds, segmentation, labels)
     scratch = out.with_name(out.name + ".building")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -188,6 +198,8 @@ def _plan(
         raise TypeError(f"files={files!r} is one path; a list of paths is needed: did you mean [{str(files)!r}]?")
     if not files:
         raise ValueError("corpus build: no files given; name at least one WAV, FLAC, AIFF, OGG or MP3 file")
+    if len(files) > SOURCES:
+        raise ValueError(f"corpus build: {len(files)} files given; a corpus holds up to {SOURCES}: build several")
     if out.exists() and not (out / "corpus.toml").exists() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} is there and is no corpus; give a new folder, so that nothing is overwritten")
     if segmentation not in ("auto", "beat", "onset"):
@@ -545,18 +557,15 @@ class Corpus:
         ``(units, 25)``: the features as :func:`embed` gives them.
     """
 
-    def __init__(self, folder: Path, description: dict[str, Any], digest: str) -> None:
-        cutting = description["segmentation"]
+    def __init__(self, folder: Path, description: _Description, digest: str) -> None:
         self.folder = folder
-        self.name: str = description["name"]
-        self.licence: str = description["licence"]
+        self.name, self.licence = description.name, description.licence
         self.digest = digest
-        self.segmentation: str = cutting["kind"]
-        self.tempo = Fraction(cutting["bpm"]) if "bpm" in cutting else None
-        self.meter = Meter.parse(cutting["meter"])
-        self.downbeat_seconds = Fraction(cutting["downbeat_seconds"])
-        self.sources = tuple(Source(**source) for source in description["sources"])
-        arrays = {name: _array(folder, name, description["arrays"][name]) for name in ARRAYS}
+        self.segmentation, self.tempo, self.meter = description.segmentation, description.tempo, description.meter
+        self.downbeat_seconds = description.downbeat_seconds
+        self.sources = description.sources
+        arrays = {name: _array(folder, name, description.arrays[name]) for name in ARRAYS}
+        _check_arrays(arrays, description)
         self.source, self.start, self.frames = arrays["source"], arrays["start"], arrays["frames"]
         self.beats, self.position, self.bar = arrays["beats"], arrays["position"], arrays["bar"]
         self.features, self.labels = arrays["features"], arrays["labels"]
@@ -564,7 +573,8 @@ class Corpus:
         scaling = self.scaling[self.source]
         self.points = embed(self.features, scaling[:, 0], scaling[:, 1])
         self._index = {source.file: index for index, source in enumerate(self.sources)}
-        self._files: dict[int, SoundFile] = {}
+        self._right: set[int] = set()  # recordings whose hash was found right
+        self._files: OrderedDict[int, SoundFile] = OrderedDict()
         self._pages: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._page_bytes = 0
 
@@ -668,13 +678,29 @@ class Corpus:
         return audio
 
     def _file(self, source: int) -> SoundFile:
-        """Open a recording, once, after its hash was found right."""
-        if source not in self._files:
-            path = self.folder / "audio" / self.sources[source].file
-            if not path.exists() or _sha256(path) != self.sources[source].sha256:
-                raise _ChangedError(_changed(self.folder, path))
-            self._files[source] = SoundFile(path)
-        return self._files[source]
+        """Open a recording after its hash was found right; the one that was used longest ago is closed for it."""
+        if source in self._files:
+            self._files.move_to_end(source)
+            return self._files[source]
+        said = self.sources[source]
+        path = self.folder / "audio" / said.file
+        if source not in self._right:
+            with _opened(self.folder, "audio/" + said.file) as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != said.sha256:
+                    raise _ChangedError(_changed(self.folder, path))
+            self._right.add(source)
+        file = SoundFile(path)
+        found = file.info
+        if (found.samplerate, found.channels, found.frames) != (said.samplerate, said.channels, said.frames):
+            file.close()
+            raise _ChangedError(
+                f"{path} has {found.frames} frames of {found.channels} channels at {found.samplerate} Hz; "
+                f"corpus.toml says otherwise: build {self.folder} again"
+            )
+        self._files[source] = file
+        if len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file
 
     def close(self) -> None:
         """Close the files and let go of what was decoded."""
@@ -686,46 +712,207 @@ class Corpus:
 
 
 def load(folder: Path | str) -> Corpus:
-    """Open a corpus.
+    """Open a corpus, which may be a stranger's: in a process under limits (:mod:`realtime.foreign`).
 
     Raises
     ------
     ValueError
-        With one sentence, if the folder is no corpus, or something in it is missing or has changed since it
-        was built. Sizes of recordings are compared now, their hashes when they are first read.
+        With one sentence, if the folder is no corpus, or something in it is missing, has changed since it was built,
+        or does not fit the rest. Sizes of recordings are compared now, their hashes when they are first read.
     """
     folder = Path(folder)
+    text = _description_bytes(folder)
     file = folder / "corpus.toml"
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} is no corpus: it has no corpus.toml; give the folder that 'sideman corpus build' made"
-        )
-    text = file.read_bytes()
     try:
-        description = tomllib.loads(text.decode("utf-8"))
-        if description["version"] != VERSION:
-            raise ValueError(f"version {description['version']}")
-        corpus = Corpus(folder, description, hashlib.sha256(text).hexdigest())
-    except _ChangedError:
-        raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        description = _Description.parse(text)
+    except ValueError as error:
         raise ValueError(
             f"{file} cannot be read ({_one_line(error)}); version {VERSION} is allowed; was it edited? "
             "build the corpus again"
         ) from None
+    try:
+        corpus = Corpus(folder, description, hashlib.sha256(text).hexdigest())
+    except _Unfit as error:
+        raise ValueError(f"{folder}: {error}; a corpus must stay as it was built: build it again") from None
     for source in corpus.sources:
-        path = folder / "audio" / source.file
-        if not path.is_file() or path.stat().st_size != source.size_bytes:
-            raise _ChangedError(_changed(folder, path))
+        with _opened(folder, "audio/" + source.file) as content:
+            if os.fstat(content.fileno()).st_size != source.size_bytes:
+                raise _ChangedError(_changed(folder, folder / "audio" / source.file))
     return corpus
 
 
+def described_channels(folder: Path | str) -> int:
+    """Return the channels of a corpus's widest recording; 1 where its description says nothing usable.
+
+    Only the description is read, so the bridge may ask: the corpus itself is its worker's to open, and to refuse.
+    """
+    try:
+        return max(source.channels for source in _Description.parse(_description_bytes(Path(folder))).sources)
+    except ValueError:
+        return 1
+
+
+def _description_bytes(folder: Path) -> bytes:
+    if not (folder / "corpus.toml").is_file():
+        raise ValueError(
+            f"{folder} is no corpus: it has no corpus.toml; give the folder that 'sideman corpus build' made"
+        )
+    return read_inside(folder, "corpus.toml", DESCRIPTION_BYTES, "a corpus has its description there")
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What ``corpus.toml`` says, checked by itself."""
+
+    name: str
+    licence: str
+    units: int
+    segmentation: str
+    tempo: Fraction | None
+    meter: Meter
+    downbeat_seconds: Fraction
+    arrays: dict[str, str]
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def parse(cls, content: bytes) -> _Description:
+        """Check the bytes of a ``corpus.toml``; ``ValueError`` says what is wrong, without the file's name."""
+        try:
+            table = Table(parse_toml(content.decode("utf-8")), "it")
+        except UnicodeDecodeError:
+            raise ValueError("it is not UTF-8 text") from None
+        except TomlError as error:
+            raise ValueError(f"not valid TOML: {error}") from None
+        table.whole("version", VERSION, VERSION)
+        cutting, hashes = table.table("segmentation"), table.table("arrays")
+        bpm = cutting.maybe_text("bpm")
+        description = cls(
+            name=table.text("name"),
+            licence=table.text("licence"),
+            units=table.whole("units", 1, UNITS),
+            segmentation=cutting.text("kind"),
+            tempo=None if bpm is None else as_tempo(_exact(bpm)),
+            meter=Meter.parse(cutting.text("meter")),
+            downbeat_seconds=_exact(cutting.text("downbeat_seconds")),
+            arrays={name: hashes.digest(name) for name in ARRAYS},
+            sources=tuple(_source(source) for source in table.tables("sources", 1, SOURCES)),
+        )
+        if description.segmentation not in ("beat", "onset"):
+            raise cutting.refused("kind", description.segmentation, '"beat" or "onset"')
+        if len({source.file for source in description.sources}) < len(description.sources):
+            raise ValueError("two of its sources are the same file")
+        return description
+
+
+_EXACT = re.compile(r"-?[0-9]{1,40}(/[0-9]{1,40})?")
+
+
+def _exact(text: str) -> Fraction:
+    """Read an exact number as it is written here, ``"n"`` or ``"n/d"``: others may take for ever."""
+    try:
+        if _EXACT.fullmatch(text):
+            return Fraction(text)
+    except ZeroDivisionError:
+        pass
+    raise ValueError(f"{shown(text)} is no exact number, such as 120 or 240/7")
+
+
+def _source(table: Table) -> Source:
+    file = table.text("file")
+    if Path(file).name != file or file in (".", "..") or "\0" in file:
+        raise table.refused("file", file, "the name of a file in audio/, without a folder")
+    source = Source(
+        file=file,
+        original=table.text("original"),
+        sha256=table.digest("sha256"),
+        size_bytes=table.whole("size_bytes", 1, 1 << 50),
+        samplerate=table.whole("samplerate", soundfiles.MIN_SAMPLERATE, soundfiles.MAX_SAMPLERATE),
+        channels=table.whole("channels", 1, soundfiles.MAX_CHANNELS),
+        frames=table.whole("frames", 1, 1 << 40),
+    )
+    table.done()
+    return source
+
+
+_FLOAT, _INT32, _INT64 = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
+_LAYOUT: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+    "source": (_INT32, ()),
+    "start": (_INT64, ()),
+    "frames": (_INT64, ()),
+    "beats": (_FLOAT, ()),
+    "position": (_FLOAT, ()),
+    "bar": (_INT32, ()),
+    "features": (_FLOAT, (features.SUMMARY,)),
+    "labels": (_INT32, ()),
+    "codebook": (_FLOAT, (features.SUMMARY,)),
+    "scaling": (_FLOAT, (2, features.SUMMARY)),
+}
+"""Type of each array, and its axes after the first."""
+
+
 def _array(folder: Path, name: str, sha256: str) -> npt.NDArray[Any]:
+    """Map an array whose hash is right and whose header says what it is; the file is opened once for all of it."""
     path = folder / "units" / f"{name}.npy"
-    if not path.is_file() or _sha256(path) != sha256:
-        raise _ChangedError(_changed(folder, path))
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    with _opened(folder, f"units/{name}.npy") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise _ChangedError(_changed(folder, path))
+        file.seek(0)
+        try:
+            shape, dtype, offset = npy_header(file.read(4106))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; build {folder} again") from None
+        wanted, axes = _LAYOUT[name]
+        size = os.fstat(file.fileno()).st_size - offset
+        fits = len(shape) == 1 + len(axes) and shape[1:] == axes and 1 <= shape[0] <= max(UNITS, SOURCES)
+        if dtype != wanted or not fits or math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(
+                f"{path} is {dtype} of shape {shape} in {size} bytes; it must be {wanted} of "
+                f"(rows{''.join(f', {n}' for n in axes)}); build {folder} again"
+            )
+        return np.memmap(file, dtype, "r", offset, shape)
+
+
+def _check_arrays(arrays: dict[str, npt.NDArray[Any]], description: _Description) -> None:
+    """Refuse arrays that do not fit each other or the sources: whoever plays from them need not look again."""
+    rows = {"codebook": len(arrays["codebook"]), "scaling": len(description.sources)}
+    for name, array in arrays.items():
+        if len(array) != rows.get(name, description.units):
+            raise _Unfit(name, f"{len(array)} rows", f"{rows.get(name, description.units)}")
+    lengths = np.array([source.frames for source in description.sources], np.int64)
+    slack = np.array([math.ceil(END_SLACK_SECONDS * source.samplerate) + 1 for source in description.sources])
+    source, start, frames = arrays["source"], arrays["start"], arrays["frames"]
+    _between("source", source, 0, len(lengths) - 1)
+    _between("start", start, 0, 1 << 40)
+    _between("frames", frames, 1, 1 << 40)
+    if np.any(start + frames > lengths[source] + slack[source]):
+        raise _Unfit("frames", "a unit that ends after its recording", "units inside their recordings")
+    _between("labels", arrays["labels"], 0, len(arrays["codebook"]) - 1)
+    for name in ("beats", "position"):
+        known = arrays[name][~np.isnan(arrays[name])]
+        _between(name, known, 0, 1e6)
+    for name in ("features", "codebook", "scaling"):
+        _between(name, arrays[name], -1e9, 1e9)
+    if np.any(arrays["scaling"][:, 1] <= 0):
+        raise _Unfit("scaling", "a deviation of 0 or less", "deviations above 0")
+
+
+def _between(name: str, array: npt.NDArray[Any], least: float, most: float) -> None:
+    if len(array) and not (array.min() >= least and array.max() <= most):  # written so that NaN is refused
+        raise _Unfit(name, f"{array.min():g} to {array.max():g}", f"{least:g} to {most:g}")
+
+
+class _Unfit(ValueError):  # noqa: N818 - reads as the sentence it is
+    """An array that does not fit the rest of its corpus."""
+
+    def __init__(self, name: str, found: str, allowed: str) -> None:
+        super().__init__(f"units/{name}.npy has {found} where {allowed} must be")
+
+
+def _opened(folder: Path, name: str) -> BufferedReader:
+    """Open a file of a corpus, which must be there."""
+    if not (folder / name).is_file():
+        raise _ChangedError(_changed(folder, folder / name))
+    return open_inside(folder, name, f"build {folder} again")
 
 
 class _ChangedError(ValueError):

@@ -4,13 +4,19 @@ Two cursors run along the session's clock: ``heard``, the input taken so far, an
 which is ``lead`` frames ahead of the loudspeaker. Blocks are cut where something is due, so what comes out does not
 depend on how it was asked for. Nothing here waits, opens a file or raises once it rolls: what goes wrong is counted
 and written in the take.
+
+A block costs a copy for each stem, straight into the ring that everyone reads, and one pass of the mixer over all of
+them. All that comes in bursts is rationed, so that no block carries the work of a whole bar: agents decide one after
+the other, news and commands are taken a few a block, crossfades are made ahead, and what people look at is told bit
+by bit.
 """
 
 from __future__ import annotations
 
 import gc
-import json
+import math
 import multiprocessing
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,25 +32,46 @@ from realtime.buffers import (
     AudioRing,
     Layout,
     RecordRing,
+    StemRings,
+    is_finite,
     join_frames,
+    numbers,
     record_layout,
     ring_layout,
+    stems_layout,
 )
-from realtime.clock import Meter, TempoChange, TempoMap, Transport, as_tempo
-from realtime.messages import encode, field_names, from_bytes
+from realtime.clock import Locate, Meter, TempoChange, TempoMap, Transport, as_tempo
+from realtime.messages import encode, field_names, from_bytes, to_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
 from realtime.protocols import Action, Block, Chord, Log, Origin, SpanRequest, StreamSpec
-from realtime.scheduler import LiveTiming, Part, Port, Timing
+from realtime.scheduler import LEDGER, LiveTiming, Part, Port, Timing
 from realtime.voice import NEVER, Voice
-from realtime.worker import RECORD_BYTES, AgentConfig, ProcessPort, worker_layout
+from realtime.worker import ON_DUTY, AgentConfig, ProcessPort, worker_layout
 
 HISTORY_SECONDS = 60
 """What agents can look back on at least; three of the longest bars if that is more."""
 LONGEST_RAMP_BEATS = 128
 """Of a change that is announced while the music plays: every beat of it costs the engine time."""
 STOP_FADE_SECONDS = 0.1
-LOG_RECORDS, LOG_BYTES = 512, RECORD_BYTES + 1024  # what a worker can answer fits into a line about it
+SHORTEST_GRID = Fraction(1, 8)
+"""Beats; the engine takes a few dozen steps for every span."""
+_BEATS = re.compile(r"[0-9]{1,9}(/0*[1-9][0-9]{0,8})?")
+LOG_RECORDS, LOG_BYTES = 1 << 15, 1 << 10
+"""Places for lines of the take and their size: half a minute of sixteen agents that answer on every beat, should the
+disk stand still for so long. A line takes as many places as it needs."""
 COMMAND_RECORDS, COMMAND_BYTES = 256, 1024
+COMMANDS_A_BLOCK = 8
+NEWS_WAITS_BLOCKS = 3
+"""News is looked at in blocks in which nothing else is due, one agent's in each; after so many in a row in which
+something was, all the same. Whoever decides looks for himself first, so nothing that came in time is late for it."""
+NEWS_ASKED_BLOCKS = 8
+PUBLISH_HZ = 50
+LEVEL_FRAMES = 512
+"""Metered at once."""
+PATIENCE_SECONDS = 0.1
+"""What can wait for a block in which nobody acts waits no longer than that."""
+LONGEST_DOT_SAMPLES = 8192
+"""What is longer, the linear algebra library may hand to threads of its own, and wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +79,10 @@ class Command:
     """Something the bridge lets through, checked and typed.
 
     ``do`` is ``"stop"`` (at once, or on the next bar line where ``name`` is ``"bar"``), ``"tempo"`` (with
-    ``change``), ``"action"`` (``target`` is the agent, ``name`` what it declares), ``"metronome"`` (0 or 1), or a
-    fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1).
+    ``change``), ``"locate"`` (with ``locate``), ``"action"`` (``target`` is the agent, ``name`` what it declares),
+    ``"grid"`` (``name`` is the length of the spans of agent ``target`` from now on, beats as a fraction, ``"0"`` for
+    bars), ``"quarantine"`` (agent ``target`` is asked for nothing any more), ``"metronome"`` (0 or 1), or a fader of
+    stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1).
     """
 
     do: str
@@ -61,6 +90,7 @@ class Command:
     name: str = ""
     value: float = 0.0
     change: TempoChange | None = None
+    locate: Locate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +142,11 @@ class EngineConfig:
         """Length of the rings of what was heard and played."""
         return round(max(HISTORY_SECONDS, 3 * self.longest_span_seconds) * self.spec.samplerate)
 
+    @property
+    def stem_channels(self) -> dict[str, int]:
+        """Width of each stem."""
+        return {part.agent.name: part.agent.channels for part in self.parts}
+
     def mixer(self) -> Mixer:
         """Return the mixer of this band; ``ValueError`` where a routing makes no sense."""
         strips = [part.strip for part in self.parts]
@@ -119,25 +154,36 @@ class EngineConfig:
 
 
 class Memory:
-    """The rings the engine writes: what was heard, each stem, the mix. Readers are workers and the recorder."""
+    """The rings the engine writes: what was heard, each stem, the mix. Readers are workers and the recorder.
 
-    def __init__(self, inputs: AudioRing, stems: dict[str, AudioRing], mix: AudioRing) -> None:
-        self.inputs, self.stems, self.mix = inputs, stems, mix
+    Attributes
+    ----------
+    inputs, mix
+        What was heard and what was made of it.
+    band
+        The stems, as the engine writes them.
+    stems
+        Each of them by name, as everyone else reads it.
+    """
+
+    def __init__(self, inputs: AudioRing, band: StemRings, mix: AudioRing) -> None:
+        self.inputs, self.band, self.mix = inputs, band, mix
+        self.stems = band.rings
 
     @classmethod
     def private(cls, config: EngineConfig) -> Memory:
         """Return rings on this process's own memory."""
         frames = config.history_frames
-        stems = {part.agent.name: AudioRing.private(frames, part.agent.channels) for part in config.parts}
         return cls(
-            AudioRing.private(frames, config.spec.inputs), stems, AudioRing.private(frames, config.spec.outputs)
+            AudioRing.private(frames, config.spec.inputs),
+            StemRings.private(frames, config.stem_channels),
+            AudioRing.private(frames, config.spec.outputs),
         )
 
     @classmethod
     def shared(cls, arena: Arena, config: EngineConfig) -> Memory:
         """Return the rings laid out by :func:`engine_layout`."""
-        stems = {part.agent.name: arena.ring(f"stem.{part.agent.name}") for part in config.parts}
-        return cls(arena.ring("input"), stems, arena.ring("mix"))
+        return cls(arena.ring("input"), arena.stems("stem"), arena.ring("mix"))
 
 
 class Engine:
@@ -161,6 +207,8 @@ class Engine:
         Returns the next command from the bridge, ``None`` if there is none.
     counters
         What is counted is added here; others may count in it too.
+    anything_new
+        Returns whether any port may have news since it was asked last: one quick look at all of them.
     """
 
     def __init__(
@@ -174,48 +222,49 @@ class Engine:
         script: Sequence[tuple[int, Command]] = (),
         take_command: Callable[[], Command | None] = lambda: None,
         counters: dict[str, int] | None = None,
+        anything_new: Callable[[], bool] = lambda: True,
     ) -> None:
         spec = config.spec
         self.heard = 0
         self.mixed = 0
+        self.played = -1
         self.stopped = False
         self.memory = memory
         # A change needs notice: two joins' time, so that no span is already decided, and not blocks, so that what is
         # too late is too late for any block size.
         self.transport = Transport(config.tempo_map, spec.lead + 2 * join_frames(spec.samplerate))
         self.mixer = config.mixer()
-        self.parts = [self._part(config, part, port, log) for part, port in zip(config.parts, ports, strict=True)]
-        by_name = {part.name: part for part in self.parts}
-        for part, seat in zip(self.parts, config.parts, strict=True):
-            part.follows = tuple(by_name[name] for name in seat.follows)
-            part.followers = tuple(by_name[other.agent.name] for other in config.parts if part.name in other.follows)
+        self.parts = _band(config, ports, log)
+        self.stale: list[Part] = []  # whose ledger may have changed since it was told last
         self._leaders_first = sorted(self.parts, key=_following)
+        # Who acts may have changed his own next event, and through his budget those of whom he follows.
+        self._moved_by = [
+            [index for index, other in enumerate(self._leaders_first) if other in (part, *_leaders(part))]
+            for part in self._leaders_first
+        ]
         self.counters = counters if counters is not None else {}
         self.counters |= {"dropped_commands": 0, "late_changes": 0, "input_nan_frames": 0}
         self.spec, self._log, self._take_command = spec, log, take_command
-        self._timing = timing or LiveTiming(spec.lead, lambda: self.heard)
+        self._timing = timing or LiveTiming(spec.lead, lambda: self.heard, lambda: self.played)
         self._script = list(script)
+        self._events = [0] * len(self.parts)  # when each of the leaders first has something to do next
         self._next_event = 0
+        self._busy = False  # whether anybody acted in this block
+        self._patience_frames = round(PATIENCE_SECONDS * spec.samplerate)
+        self._anything_new, self._news_left = anything_new, True
+        self._last_news, self._news_waits = -1, 0
         self._stop_at = NEVER
-        self.publish: Callable[[], None] = lambda: None  # called about fifty times a second
-        self._publish_at = 0
+        self.publish: Callable[[], None] = lambda: None  # called in every block that has time for it, and at the end
+        self._published = 0
         self._monitor_delay = config.monitor_delay_frames if config.monitor is not None else -1
-        self._stems = [np.zeros((spec.blocksize, part.agent.channels), np.float32) for part in config.parts]
+        self._voices = list(zip([part.voice for part in self.parts], memory.band.lanes(), strict=True))
         self._dry = np.zeros((spec.blocksize, spec.inputs), np.float32)
         self._out = np.zeros((spec.blocksize, spec.outputs), np.float32)
 
-    @staticmethod
-    def _part(config: EngineConfig, seat: PartConfig, port: Port, log: Log) -> Part:
-        voice = Voice(seat.agent.channels, join_frames(config.spec.samplerate))
-        return Part(
-            seat.agent.name, port, voice, grid=seat.grid_beats, first_bar=config.first_bar, seed=config.seed,
-            chart=config.chart, log=log,
-        )  # fmt: skip
-
     def hear(self, block: Block) -> None:
         """Take the next input, ``(frames, inputs)``; NaN and infinity become silence and are counted."""
-        sound = np.isfinite(block)
-        if not sound.all():
+        if not _surely_finite(block):
+            sound = np.isfinite(block)
             self.counters["input_nan_frames"] += len(block) - int(np.count_nonzero(sound.all(axis=1)))
             block = np.where(sound, block, np.float32(0))
         self.memory.inputs.write(self.heard, block)
@@ -224,21 +273,45 @@ class Engine:
     def mix(self, frames: int) -> Block:
         """Make the next ``frames`` (at most a block) of output; the array is reused."""
         start, end = self.mixed, self.mixed + frames
-        while (command := self._take_command()) is not None:
-            self._do(command)
-        while self.mixed < end:
-            cut = min(end, max(self._do_what_is_due(), self.mixed + 1), self._stop_at)
-            self._render(self.mixed, cut, self._out[self.mixed - start : cut - start])
+        if self.stopped:
+            return self._out[:0]
+        self._take_commands()
+        self._look_for_news(end)
+        while self.mixed < end and not self.stopped:
+            now = self.mixed
+            cut = min(end, max(self._do_what_is_due(), now + 1), self._stop_at)
+            self._render(now, cut)
             self.mixed = cut
-            if self.mixed >= self._stop_at:
-                self.stopped = True
-                self._log({"type": "counters", "frame": self.mixed, **self.summary()})
-                self._out[self.mixed - start : frames] = 0
-                break
-        if self.mixed >= self._publish_at or self.stopped:
-            self._publish_at = self.mixed + self.spec.samplerate // 50
+            self.stopped = cut >= self._stop_at
+        self._mix_down(start, self.mixed)
+        if self.stopped:
+            self._log({"type": "counters", "frame": self.mixed, **self.summary()})
             self.publish()
+        else:
+            self._do_ahead()
         return self._out[: self.mixed - start]
+
+    def _do_ahead(self) -> None:
+        """Make one of the crossfades to come, as those of a downbeat would fall together; else, and if nobody acted
+        in this block, take a step of telling people how things stand.
+        """
+        busy, self._busy = self._busy, False
+        for voice, _ in self._voices:
+            if voice.prepare(self.mixed):
+                busy = True
+                break
+        if not busy or self.mixed > self._published + self._patience_frames:
+            self._published = self.mixed
+            self.publish()
+
+    def monitored(self, start: int, into: Block) -> Block | None:
+        """Write the input as it is monitored from frame ``start`` on ``into`` an array, and return that; ``None`` if
+        it is not monitored.
+        """
+        if self._monitor_delay < 0:
+            return None
+        self.memory.inputs.read_into(start - self._monitor_delay, into)
+        return into
 
     def summary(self) -> dict[str, object]:
         """Return everything that was counted."""
@@ -249,54 +322,111 @@ class Engine:
             "limited_frames": self.mixer.limited_frames,
         }
 
+    def _take_commands(self) -> None:
+        for _ in range(COMMANDS_A_BLOCK):
+            command = self._take_command()
+            if command is None:
+                return
+            self._do(command)
+
+    def _look_for_news(self, end: int) -> None:
+        """Let one of those who have news look at it, in turn, unless this block, up to frame ``end``, is taken."""
+        if not (self._anything_new() or self._news_left):
+            return
+        news = [index for index, part in enumerate(self._leaders_first) if part.port.ready()]
+        self._news_left = bool(news)  # until nobody has any; who looks at it may leave some for the next time
+        if not news:
+            return
+        if self._next_event < end and self._news_waits < NEWS_WAITS_BLOCKS:
+            self._news_waits += 1
+            return
+        turn = next((index for index in news if index > self._last_news), news[0])
+        self._last_news, self._news_waits = turn, 0
+        self._events[turn] = self._next_event = self.mixed
+
     def _do_what_is_due(self) -> int:
         """Do everything due at the mixing cursor; return the frame of the next thing."""
         now = self.mixed
-        if now < self._next_event and not any(part.port.ready() for part in self.parts):
+        if now < self._next_event:
             return self._next_event
         while self._script and self._script[0][0] <= now:
             self._do(self._script.pop(0)[1])
         tempo_map = self.transport.map  # read once: everything due at this frame sees one map
-        while any([part.act(now, tempo_map, self._timing) for part in self._leaders_first]):
-            pass
-        script = self._script[0][0] if self._script else NEVER
-        self._next_event = min([script, *(part.next_event(tempo_map, self._timing) for part in self.parts)])
+        waiting = {index for index, event in enumerate(self._events) if event <= now}
+        while waiting:
+            acted = [
+                index for index in sorted(waiting) if self._leaders_first[index].act(now, tempo_map, self._timing)
+            ]
+            self._busy = self._busy or bool(acted)
+            moved = waiting.union(*(self._moved_by[index] for index in acted))
+            for index in moved:
+                part = self._leaders_first[index]
+                self._events[index] = part.next_event(tempo_map, self._timing)
+                if part not in self.stale:
+                    self.stale.append(part)
+            again = {index for index in moved if self._events[index] <= now}
+            waiting = again.union(acted) if acted else set()  # who acted looks once more: an answer may have come
+        self._next_event = min([self._script[0][0] if self._script else NEVER, *self._events])
         return self._next_event
 
-    def _render(self, start: int, end: int, out: Block) -> None:
-        frames = end - start
-        stems = []
-        for part, memory in zip(self.parts, self._stems, strict=True):
-            stem = memory[:frames]
-            part.voice.render(start, stem)
-            self.memory.stems[part.name].write(start, stem)
-            stems.append(stem)
-        dry = None
-        if self._monitor_delay >= 0:
-            dry = self._dry[:frames]
-            self.memory.inputs.read_into(start - self._monitor_delay, dry)
-        self.mixer.mix(start, frames, stems, dry, self.transport.map, out)
-        self.memory.mix.write(start, out)
+    def _render(self, start: int, end: int) -> None:
+        """Make every stem's sound, in its place in the ring."""
+        band = self.memory.band
+        band.begin(end)
+        while start < end:
+            at = start % band.capacity
+            frames = min(end - start, band.capacity - at)
+            for voice, lane in self._voices:
+                voice.render(start, lane, at, frames)
+            start += frames
+        band.finish(end)
+
+    def _mix_down(self, start: int, end: int) -> None:
+        """Mix what was made of the stems."""
+        memory, at = self.memory, start
+        while at < end:
+            place = at % memory.band.capacity
+            frames = min(end - at, memory.band.capacity - place)
+            stems, out = memory.band.sound[place : place + frames], self._out[at - start : at - start + frames]
+            self.mixer.mix(at, frames, stems, self.monitored(at, self._dry[:frames]), self.transport.map, out)
+            at += frames
+        memory.mix.write(start, self._out[: end - start])
 
     def _do(self, command: Command) -> None:
         """Carry out one command at the mixing cursor and write it down; what makes no sense is counted."""
         now = self.mixed
-        self._next_event = now
         try:
-            if command.do == "stop":
-                self._stop(now, command.name == "bar")
-            elif command.do == "tempo" and command.change is not None:
-                self._change_tempo(command.change, now)
-            elif command.do == "action":
-                part = next(part for part in self.parts if part.name == command.target)
-                part.press(Action(now, command.target, command.name, command.value))
-            else:
-                self._set_fader(command, now)
-        except (KeyError, StopIteration, ValueError) as error:
+            told = encode(command)  # what cannot be written down cannot be played again
+            self._carry_out(command, now)
+        except Exception as error:  # noqa: BLE001 - whatever a command from outside says, the music goes on
             self.counters["dropped_commands"] += 1
-            self._log({"type": "dropped", "frame": now, "command": encode(command), "why": str(error)})
-            return
-        self._log({"type": "command", "frame": now, "command": encode(command)})
+            self._log({"type": "dropped", "frame": now, "command": _told(command), "why": str(error)})
+        else:
+            self._log({"type": "command", "frame": now, "command": told})
+        self._events = [now] * len(self.parts)  # whatever it was, everyone looks anew
+        self._next_event = now
+
+    def _carry_out(self, command: Command, now: int) -> None:
+        if command.do == "stop":
+            self._stop(now, command.name == "bar")
+        elif command.do == "tempo" and command.change is not None:
+            self._change_tempo(command.change, now)
+        elif command.do == "locate" and command.locate is not None:
+            self._locate(command.locate, now)
+        elif command.do == "action":
+            self._part(command.target).press(Action(now, command.target, command.name, command.value))
+        elif command.do == "grid":
+            self._part(command.target).set_grid(_grid(command.name))
+        elif command.do == "quarantine":
+            self._part(command.target).quarantine()
+        else:
+            self._set_fader(command, now)
+
+    def _part(self, name: str) -> Part:
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise ValueError(f"no agent is called {name!r}; there are {', '.join(part.name for part in self.parts)}")
 
     def _stop(self, now: int, at_bar: bool) -> None:
         """Settle the end, and the fade before it."""
@@ -313,8 +443,10 @@ class Engine:
             self.mixer.set_metronome(bool(command.value), now)
         elif command.do in levels:
             levels[command.do](command.target, command.value, now)
-        else:
+        elif command.do in switches:
             switches[command.do](command.target, bool(command.value), now)
+        else:
+            raise ValueError(f"{command.do!r} is no command, or its details are missing")
 
     def _change_tempo(self, change: TempoChange, now: int) -> None:
         if change.tempo is not None:
@@ -323,15 +455,70 @@ class Engine:
             raise ValueError(f"a tempo change on beat {change.beat} of a bar, over {change.ramp_beats} beats")
         done = self.transport.announce(change, now)
         self.counters["late_changes"] += done != change
-        for part in self.parts:
-            part.retime(self.transport.map, now)
+        self._retime(now)
         place = self.transport.map.frame_at(self.transport.map.downbeat(done.bar) + done.beat)
         self._log({"type": "tempo", "frame": place, "announced": now, "late": done != change, **encode(done)})
+
+    def _locate(self, locate: Locate, now: int) -> None:
+        done = self.transport.locate(locate, now)
+        self.counters["late_changes"] += done != locate
+        self._retime(now)
+        place = self.transport.map.bar_frame(done.bar)
+        self._log({"type": "locate", "frame": place, "announced": now, "late": done != locate, **encode(done)})
+
+    def _retime(self, now: int) -> None:
+        for part in self.parts:
+            part.retime(self.transport.map, now)
+
+
+def _band(config: EngineConfig, ports: Sequence[Port], log: Log) -> list[Part]:
+    """Build every agent's part."""
+    join = join_frames(config.spec.samplerate)
+    parts = {
+        seat.agent.name: Part(
+            seat.agent.name, port, Voice(seat.agent.channels, join), grid=seat.grid_beats,
+            first_bar=config.first_bar, seed=config.seed, chart=config.chart, log=log, order=order,
+        )
+        for order, (seat, port) in enumerate(zip(config.parts, ports, strict=True))
+    }  # fmt: skip
+    for seat in config.parts:
+        part = parts[seat.agent.name]
+        part.follows = tuple(parts[name] for name in seat.follows)
+        part.followers = tuple(parts[other.agent.name] for other in config.parts if part.name in other.follows)
+    return list(parts.values())
+
+
+def _told(command: Command) -> object:
+    """Return what a take can hold of a command that was refused."""
+    try:
+        return encode(command)
+    except ValueError:
+        return {"do": command.do, "target": command.target}
 
 
 def _following(part: Part) -> int:
     """Return how many stand before a part in the row of those who follow each other."""
     return 1 + max((_following(leader) for leader in part.follows), default=0)
+
+
+def _leaders(part: Part) -> list[Part]:
+    """Return all whom a part follows, and whom those follow."""
+    return [found for leader in part.follows for found in (leader, *_leaders(leader))]
+
+
+def _grid(text: str) -> Fraction:
+    """Read the length of a span from outside; what would hold the engine up is refused."""
+    longest = Meter(32, 1).beats
+    if _BEATS.fullmatch(text) and (Fraction(text) == 0 or SHORTEST_GRID <= Fraction(text) <= longest):
+        return Fraction(text)
+    raise ValueError(f"a grid of {text!r} beats; it is 0 (a bar) or {SHORTEST_GRID} to {longest}, whole or as n/d")
+
+
+def _surely_finite(block: Block) -> bool:
+    """Whether no sample is NaN or infinite; False may also mean that they are very large."""
+    if block.size > LONGEST_DOT_SAMPLES:
+        return is_finite(block)
+    return math.isfinite(np.vdot(block, block))
 
 
 # The engine as a process
@@ -345,12 +532,12 @@ def engine_layout(config: EngineConfig) -> Layout:
         **ring_layout("mix", frames, config.spec.outputs),
         **record_layout("commands", COMMAND_RECORDS, COMMAND_BYTES),
         **record_layout("log", LOG_RECORDS, LOG_BYTES),
+        **stems_layout("stem", frames, config.stem_channels),
         "meters": (np.dtype("f4"), (len(config.parts) + 2 + config.spec.outputs, 2)),  # 2: monitor, metronome
-        "rungs": (np.dtype("i8"), (len(config.parts), 8)),
+        "ledger": (np.dtype("i8"), (len(config.parts), len(LEDGER))),
         "place": (np.dtype("i8"), (4,)),
     }
     for part in config.parts:
-        layout |= ring_layout(f"stem.{part.agent.name}", frames, part.agent.channels)
         layout |= worker_layout(part.agent, config.spec, round(config.longest_span_seconds * rate))
     return layout
 
@@ -362,10 +549,36 @@ class LogQueue:
         self._records, self._counters = records, counters
 
     def __call__(self, line: dict[str, object]) -> None:
-        """Post one line."""
-        record = json.dumps(line, default=encode, ensure_ascii=False, separators=(",", ":"))
-        if not self._records.post(record.encode()):
+        """Post one line; one that cannot be written is dropped too."""
+        try:
+            posted = self._records.post(to_bytes(line))
+        except ValueError:  # a number that JSON has not, say: nothing of ours, but nothing to die for
+            posted = False
+        if not posted:
             self._counters["dropped_log_lines"] += 1
+
+
+class News:
+    """Sees whether any worker has answered or was replaced: the counters that move then, of all agents in one look.
+
+    A worker that is ready to serve moves none of them; for that everyone is asked now and then.
+    """
+
+    def __init__(self, arena: Arena, names: Sequence[str]) -> None:
+        answers = [numbers(arena[f"{name}.replies.index"]) for name in names]
+        seats = [numbers(arena[f"{name}.seat"][ON_DUTY:]) for name in names]
+        self._counters = answers + seats
+        self._seen: list[int] = []
+        self._calls = 0
+
+    def __call__(self) -> bool:
+        """Whether anything has moved since the last call."""
+        self._calls += 1
+        seen = [counter[0] for counter in self._counters]
+        if seen == self._seen:
+            return self._calls % NEWS_ASKED_BLOCKS == 0
+        self._seen = seen
+        return True
 
 
 class CommandQueue:
@@ -406,14 +619,12 @@ def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]
         ProcessPort(part.agent, arena, wake, config.spec.samplerate, log)
         for part, wake in zip(config.parts, wakes, strict=True)
     ]
-    engine = Engine(config, ports, Memory.shared(arena, config), log=log, take_command=commands, counters=counters)
-    publish = Publisher(engine, arena)
-
-    def about_fifty_times_a_second() -> None:
-        commands.look()
-        publish()
-
-    engine.publish = about_fifty_times_a_second
+    engine = Engine(
+        config, ports, Memory.shared(arena, config), log=log, take_command=commands, counters=counters,
+        anything_new=News(arena, [part.agent.name for part in config.parts]),
+    )  # fmt: skip
+    publisher = Publisher(engine, arena, commands.look)
+    engine.publish = publisher.step
     return engine
 
 
@@ -431,7 +642,7 @@ def run_engine(handle: ArenaHandle, config: EngineConfig, wakes: Sequence[Semaph
     device
         Whether there is a device process; without one the wall clock drives.
     """
-    from realtime.io import ENGINE_PRIORITY, use_realtime
+    from realtime.rights import ENGINE_PRIORITY, use_realtime
     from realtime.stream import DeviceStream, NullStream
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
@@ -444,26 +655,76 @@ def run_engine(handle: ArenaHandle, config: EngineConfig, wakes: Sequence[Semaph
     gc.disable()
     use_realtime(ENGINE_PRIORITY)
     stream.run(engine)
-    engine.publish()
+    Publisher(engine, arena, lambda: None).all()
 
 
 class Publisher:
-    """Puts what people look at into shared memory, once per call: place, rungs, meters."""
+    """Puts what people look at into shared memory: place, ledger, meters. A step at a time, as none may take long.
 
-    def __init__(self, engine: Engine, arena: Arena) -> None:
-        self._engine = engine
+    Parameters
+    ----------
+    engine, arena
+        What is told, and where: laid out by :func:`engine_layout`.
+    look
+        Is called once a round, for what takes a system call.
+    """
+
+    def __init__(self, engine: Engine, arena: Arena, look: Callable[[], None]) -> None:
+        self._engine, self._look_out = engine, look
         self._place: npt.NDArray[np.int64] = arena["place"]
-        self._rungs: npt.NDArray[np.int64] = arena["rungs"]
+        self._ledger: npt.NDArray[np.int64] = arena["ledger"]
         self._meters: npt.NDArray[np.float32] = arena["meters"]
+        self._metered = 0
+        self._dry = np.zeros((LEVEL_FRAMES, engine.spec.inputs), np.float32)
+        self._row = {part.name: row for row, part in enumerate(engine.parts)}
+        self._steps = [self._look, self._tell_place, self._tell_levels]
+        self._next, self._next_frame, self._of_parts = 0, 0, False
 
-    def __call__(self) -> None:
-        """Publish now."""
+    def step(self) -> None:
+        """Tell how one of those who acted stands, or, in turn with that, place and levels; all of it at the end."""
+        engine = self._engine
+        self._of_parts = bool(engine.stale) and not self._of_parts
+        if engine.stopped:
+            self.all()
+        elif self._of_parts:
+            self._tell(engine.stale.pop())
+        elif engine.mixed >= self._next_frame and self._steps[self._next]():
+            self._next_frame = engine.mixed + engine.spec.samplerate // PUBLISH_HZ // len(self._steps)
+            self._next = (self._next + 1) % len(self._steps)
+
+    def all(self) -> None:
+        """Tell everything now; that the engine has stopped last of all."""
+        for step in self._steps:
+            while not step():
+                pass
+        for part in self._engine.parts:
+            self._tell(part)
+        self._place[3] = int(self._engine.stopped)
+
+    # Each step returns whether it is done; else it wants another turn soon.
+
+    def _look(self) -> bool:
+        self._look_out()
+        return True
+
+    def _tell_place(self) -> bool:
         moment = self._engine.transport.map.moment(self._engine.mixed)
         self._place[:3] = (moment.frame, moment.bar, int(moment.beat))
-        for row, part in zip(self._rungs, self._engine.parts, strict=True):
-            for rung, count in part.rungs.items():
-                row[rung] = count
-            row[6], row[7] = part.current.rung if part.current else -1, part.faults
-        meters = self._engine.mixer.meters()
+        return True
+
+    def _tell_levels(self) -> bool:
+        """Meter a stretch of what was mixed since the last time; tell the levels once all of it is metered."""
+        memory, mixer, mixed = self._engine.memory, self._engine.mixer, self._engine.mixed
+        start = max(self._metered, mixed - memory.band.capacity + LEVEL_FRAMES)
+        end = self._metered = min(mixed, start + LEVEL_FRAMES)
+        for sound, out in zip(memory.band.runs(start, end), memory.mix.runs(start, end), strict=True):
+            mixer.meter(sound, self._engine.monitored(start, self._dry[: len(out)]), out)
+            start += len(out)
+        if end < mixed:
+            return False
+        meters = mixer.meters()
         self._meters[: len(meters)] = meters
-        self._place[3] = int(self._engine.stopped)
+        return True
+
+    def _tell(self, part: Part) -> None:
+        self._ledger[self._row[part.name]] = part.ledger()

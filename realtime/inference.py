@@ -12,9 +12,9 @@ A model is a folder::
 Audio outside this file is ``(frames, channels)``; a tensor whose card names the axes ``channel, frame`` (in this
 order, side by side) is transposed here, and only here.
 
-A card and a model may come from a stranger. The card is read with limits; the model's bytes are hashed once and those
-very bytes are given to ONNX Runtime; what could reach outside them (external data, EPContext nodes, functions) is
-refused before. A hostile graph can still crash or hang the runtime: open one you do not know in a worker.
+A card and a model may come from a stranger. The card is read with limits; the model's bytes are read once, hashed,
+checked (:mod:`realtime.onnxfile`), and those very bytes are given to ONNX Runtime. A hostile graph can still crash or
+hang the runtime: so a model is opened in a worker, or in the bridge's gate, under limits (:mod:`realtime.foreign`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ import math
 import os
 import shutil
 import sys
-import tomllib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from realtime.foreign import Table, TomlError, npy_array, npy_header, parse_toml, read_inside
+from realtime.onnxfile import check_model
 
 Array = npt.NDArray[Any]
 
@@ -65,8 +67,7 @@ GOLDEN_BYTES = 64 << 20
 MODEL_BYTES = (2 << 30) - 1
 """Limits of the three files; 2 GiB is protobuf's own."""
 TENSOR_ELEMENTS = 1 << 26
-TENSORS = 256
-"""Limits of what one card may make us lay out."""
+"""Limit of what one tensor of a card may make us lay out."""
 
 # --------------------------------------------------------------------------------------------------------- cards
 
@@ -174,7 +175,8 @@ class Card:
         ValueError
             In one sentence, if the file is missing, larger than 1 MB, or no valid card.
         """
-        content = _file_bytes(path, CARD_BYTES, "a model is a folder with card.toml, model.onnx and golden.npz")
+        hint = "a model is a folder with card.toml, model.onnx and golden.npz"
+        content = read_inside(path.parent, path.name, CARD_BYTES, hint)
         try:
             text = content.decode()
         except UnicodeDecodeError:
@@ -185,9 +187,9 @@ class Card:
     def parse(cls, text: str, where: str = "card.toml") -> Card:
         """Check the text of a card; ``where`` names it in errors. Raises ``ValueError`` as :meth:`read` does."""
         try:
-            table = _Table(tomllib.loads(text), where)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise ValueError(f"{where}: not valid TOML: {str(error) or 'nested too deeply'}") from None
+            table = Table(parse_toml(text), where)
+        except TomlError as error:
+            raise ValueError(f"{where}: not valid TOML: {error}") from None
         card = cls(
             name=table.text("name"),
             version=table.text("version"),
@@ -216,109 +218,17 @@ class Card:
         return card
 
 
-class _Table:
-    """One table of a card: hands out each key once, checked, and refuses what is left over."""
-
-    def __init__(self, content: dict[str, Any], where: str) -> None:
-        self._content = content
-        self._where = where
-        self._taken: set[str] = set()
-
-    def _take(self, key: str, kind: type | tuple[type, ...], allowed: str) -> Any:
-        self._taken.add(key)
-        if key not in self._content:
-            raise ValueError(f"{self._where}: {key} is missing; it is {allowed}")
-        value = self._content[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self._refused(key, value, allowed)
-        return value
-
-    def _refused(self, key: str, value: object, allowed: str) -> ValueError:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ValueError(f"{self._where}: {key} = {shown}; it must be {allowed}")
-
-    def text(self, key: str) -> str:
-        value: str = self._take(key, str, "a text of 1 to 1000 characters")
-        if not 1 <= len(value.strip()) <= 1000:
-            raise self._refused(key, value, "a text of 1 to 1000 characters")
-        return value
-
-    def last_text(self, key: str) -> str:
-        value = self.text(key)
-        self.done()
-        return value
-
-    def said(self, key: str, word: str) -> bool:
-        """Whether a key holds just this word."""
-        found = self._content.get(key) == word
-        if found:
-            self._taken.add(key)
-        return found
-
-    def digest(self, key: str) -> str:
-        value = self.text(key)
-        if len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise self._refused(key, value, "64 lower-case hexadecimal digits, as sha256sum prints")
-        return value
-
-    def whole(self, key: str, least: int, most: int) -> int:
-        allowed = f"a whole number from {least} to {most}"
-        value: int = self._take(key, int, allowed)
-        if not least <= value <= most:
-            raise self._refused(key, value, allowed)
-        return value
-
-    def number(self, key: str, least: float, most: float) -> float:
-        allowed = f"a finite number from {least:g} to {most:g}" if math.isfinite(least) else "a finite number"
-        value = self._take(key, (int, float), allowed)
-        if not (abs(value) <= sys.float_info.max and least <= value <= most):
-            raise self._refused(key, value, allowed)
-        return float(value)
-
-    def numbers(self, key: str) -> dict[str, float]:
-        """Return a table of numbers, empty where there is none."""
-        self._taken.add(key)
-        content = self._content.get(key, {})
-        if not isinstance(content, dict):
-            raise self._refused(key, content, "a table of numbers")
-        table = _Table(content, f"{self._where}, {key}")
-        return {name: table.number(name, -math.inf, math.inf) for name in content}
-
-    def array(self, key: str, kind: type, allowed: str) -> tuple[Any, ...]:
-        value: list[Any] = self._take(key, list, allowed)
-        if len(value) > 16 or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
-            raise self._refused(key, value, allowed)
-        return tuple(value)
-
-    def tables(self, key: str, least: int = 1) -> list[_Table]:
-        allowed = f"an array of {least} to {TENSORS} tables, written [[{key}]]"
-        if least == 0 and key not in self._content:
-            return []
-        value: list[Any] = self._take(key, list, allowed)
-        if not least <= len(value) <= TENSORS or not all(isinstance(v, dict) for v in value):
-            raise self._refused(key, value, allowed)
-        return [_Table(v, f"{self._where}, {key}[{i}]") for i, v in enumerate(value)]
-
-    def done(self) -> None:
-        unknown = sorted(set(self._content) - self._taken)
-        if unknown:
-            raise ValueError(
-                f"{self._where}: unknown key {unknown[0][:60]!r}; known are {', '.join(sorted(self._taken))}"
-            )
-
-
-def _tensor(table: _Table, done: bool = True) -> Tensor:
+def _tensor(table: Table, done: bool = True) -> Tensor:
     allowed = f"up to 16 whole numbers of 1 or more, {TENSOR_ELEMENTS} elements at most; shapes are fixed"
     shape = table.array("shape", int, allowed)
     if any(n < 1 for n in shape) or math.prod(shape) > TENSOR_ELEMENTS:
-        raise table._refused("shape", list(shape), allowed)
+        raise table.refused("shape", list(shape), allowed)
     dtype = table.text("dtype")
     if dtype not in DTYPES:
-        raise table._refused("dtype", dtype, "one of " + ", ".join(DTYPES))
+        raise table.refused("dtype", dtype, "one of " + ", ".join(DTYPES))
     axes = table.array("axes", str, "a name for every axis")
     if len(axes) != len(shape):
-        raise table._refused("axes", list(axes), f"one name for each of the {len(shape)} axes of the shape")
+        raise table.refused("axes", list(axes), f"one name for each of the {len(shape)} axes of the shape")
     tensor = Tensor(table.text("name"), shape, dtype, table.text("unit"), axes)
     if done:
         table.done()
@@ -334,103 +244,6 @@ def _check_names(card: Card, where: str) -> None:
             raise ValueError(
                 f"{where}: {side} {twice[0]!r} is listed twice; a state is listed under states and nowhere else"
             )
-
-
-def _file_bytes(path: Path, limit: int, hint: str) -> bytes:
-    """Read a file of at most ``limit`` bytes."""
-    try:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; {hint}")
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > limit:
-        raise ValueError(f"{path}: larger than {limit} bytes, which is the limit; is it the right file?")
-    return content
-
-
-# ------------------------------------------------------------------------------------- what is inside an ONNX file
-
-_MESSAGES: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {},
-}
-"""The part of onnx.proto that can hold a node or a tensor: message, field number, message in it."""
-_EXTERNAL = "it keeps weights outside the file (external data); export one file with everything in it"
-_GRAPH_DEPTH = 64
-
-
-def refuse_foreign_parts(model: bytes) -> None:
-    """Refuse a model that reaches outside its own bytes or hides native code, without loading it.
-
-    Walks the protobuf itself (field numbers of onnx.proto), so that neither the onnx package nor ONNX Runtime has
-    touched a file that is refused.
-
-    Raises
-    ------
-    ValueError
-        For external data, an EPContext node (a vendor's binary blob), functions of the model's own (deep chains of
-        them crash ONNX Runtime), an ORT-format file, or bytes that are no ONNX file.
-    """
-    if model[4:8] == b"ORTM":
-        raise ValueError("it is in ORT format, which cannot be checked; export it as ONNX")
-    todo = [("model", 0, len(model), 0)]
-    graphs = 0
-    while todo:
-        message, start, end, depth = todo.pop()
-        graphs += message == "graph"
-        if depth > _GRAPH_DEPTH:
-            raise ValueError(f"its graphs are nested more than {_GRAPH_DEPTH} deep")
-        if message == "function":
-            raise ValueError("it has functions of its own; export it with them inlined")
-        for number, low, high in _fields(model, start, end):
-            if message == "tensor" and (number == 13 or (number == 14 and low == 1 and high < 0)):
-                raise ValueError(_EXTERNAL)
-            if message == "node" and number == 4 and model[low:high] == b"EPContext":
-                raise ValueError(
-                    "it has an EPContext node, which is somebody's compiled code; export plain operators"
-                )
-            if high >= 0 and number in _MESSAGES[message]:
-                todo.append((_MESSAGES[message][number], low, high, depth + 1))
-    if not graphs:
-        raise ValueError("it is no ONNX file: there is no graph in it")
-
-
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the fields of a protobuf message: number, then first and last byte, or a plain number and -1."""
-    while at < end:
-        tag, at = _varint(data, at, end)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(data, at, end)
-            yield number, value, -1
-        elif wire == 2:
-            size, at = _varint(data, at, end)
-            yield number, at, at + size
-            at += size
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            raise ValueError("it is no ONNX file: its bytes are no protobuf")
-        if at > end:
-            raise ValueError("it is no whole ONNX file: it ends early; was it copied completely?")
-
-
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-    raise ValueError("it is no whole ONNX file: it ends early; was it copied completely?")
 
 
 # ----------------------------------------------------------------------------------------------------- providers
@@ -665,7 +478,7 @@ class Model:
         if provider not in ("auto", *PROVIDERS):
             raise ValueError(f"provider={provider!r}: it must be auto, {', '.join(PROVIDERS)}")
         card = Card.read(folder / "card.toml")
-        model = _file_bytes(folder / "model.onnx", MODEL_BYTES, "export the model again, or copy its whole folder")
+        model = read_inside(folder, "model.onnx", MODEL_BYTES, "export the model again, or copy its whole folder")
         found = hashlib.sha256(model).hexdigest()
         if found != card.sha256:
             raise ValueError(
@@ -673,7 +486,7 @@ class Model:
                 "one of the two was changed without the other"
             )
         try:
-            refuse_foreign_parts(model)
+            check_model(model)
             golden = _Golden.read(folder / "golden.npz", card)
             return cls._first_working(card, model, golden, provider, cache)
         except ValueError as error:
@@ -746,7 +559,7 @@ def _session_options(ort: Any) -> Any:
     # Bytes are taken as ONNX, never sniffed for ORT format.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.log_severity_level = 3  # errors only; a session prints nothing where all is well
+    options.log_severity_level = 4  # an error is raised, and told in one sentence: nothing is printed
     # Not set: session.set_denormal_as_zero. It changes the float mode of the calling thread for NumPy too.
     return options
 
@@ -860,7 +673,7 @@ class _Golden:
     @classmethod
     def read(cls, path: Path, card: Card) -> _Golden:
         """Read ``input.NAME``, ``output.NAME`` and ``state.NAME`` of everything in the card, nothing else."""
-        content = _file_bytes(path, GOLDEN_BYTES, "it holds the steps that a model must reproduce")
+        content = read_inside(path.parent, path.name, GOLDEN_BYTES, "it holds the steps that a model must reproduce")
         try:
             archive = zipfile.ZipFile(io.BytesIO(content))
             if sum(entry.file_size for entry in archive.infolist()) > GOLDEN_BYTES:
@@ -886,17 +699,20 @@ class _Golden:
         kind = ValueError if state.provider == "cpu" else ProviderError
         state.restore({name: steps[0] for name, steps in self.states.items()})
         for step in range(len(next(iter(self.inputs.values())))):
-            outputs = state.step_in_model_axes({name: steps[step] for name, steps in self.inputs.items()})
+            try:
+                outputs = state.step_in_model_axes({name: steps[step] for name, steps in self.inputs.items()})
+            except _runtime_errors(_onnxruntime()) as error:
+                raise kind(f"step {step} of golden.npz fails on {state.provider}: {_first_line(error)}") from None
             wanted = {name: steps[step] for name, steps in self.outputs.items()}
             after = {name: steps[step + 1] for name, steps in self.states.items()}
             for name, found, golden in (
                 *((n, outputs[n], w) for n, w in wanted.items()),
                 *((n, s, after[n]) for n, s in state.snapshot().items()),
             ):
-                error = float(np.max(np.abs(found.astype(np.float64) - golden.astype(np.float64)), initial=0.0))
-                if not error <= self.tolerance:  # written so that NaN is refused
+                apart = float(np.max(np.abs(found.astype(np.float64) - golden.astype(np.float64)), initial=0.0))
+                if not apart <= self.tolerance:  # written so that NaN is refused
                     raise kind(
-                        f"step {step} on {state.provider} gives {name!r} {error:.2g} away from golden.npz; "
+                        f"step {step} on {state.provider} gives {name!r} {apart:.2g} away from golden.npz; "
                         f"the card allows {self.tolerance:g}"
                     )
 
@@ -907,18 +723,18 @@ def _npy(archive: zipfile.ZipFile, name: str, tensor: Tensor, extra: int, steps:
         entry = archive.getinfo(name + ".npy")
     except KeyError:
         raise ValueError(f"it has no array {name!r}") from None
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"{name!r} is npy version {version}; write it with numpy.savez")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    wanted = (steps + extra if steps is not None else len(range(shape[0])) if shape else 0, *tensor.shape)
+    try:
+        with archive.open(entry) as file:
+            shape, dtype, offset = npy_header(file.read(4106))
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from None
+    wanted = (steps + extra if steps is not None else shape[0] if shape else 0, *tensor.shape)
     if shape != wanted or dtype != np.dtype(tensor.dtype):
         raise ValueError(f"{name!r} is {dtype} of shape {shape}; the card makes it {tensor.dtype} of shape {wanted}")
-    if math.prod(shape) * dtype.itemsize > entry.file_size:
+    if math.prod(shape) * dtype.itemsize > entry.file_size - offset:
         raise ValueError(f"{name!r} is shorter than its header says")
     with archive.open(entry) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return npy_array(file.read())
 
 
 # ---------------------------------------------------------------------------------------------------------- states

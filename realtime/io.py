@@ -8,10 +8,10 @@ One counter rules: the frames of all callbacks so far, exact and the same for in
 ties it to the session's frames once, when the device has been opened, at the place where the engine's clock
 stands. From then on every frame has its place. When this process was late and the ring ran empty, its play action
 is gone: a new one is posted with silence in front, and when the callbacks tell where it began, the music goes on
-at the frame that is due there. So the grid stays, whatever was lost.
+at the frame that is due there. So the grid stays, whatever was lost; and what became of each frame is written down.
 
 It is a process of its own because a dead audio server makes PortAudio hang for ever. Then this process is killed
-and replaced by the :class:`DeviceSupervisor`, while the engine's clock runs on.
+and replaced by the :class:`realtime.iowatch.DeviceSupervisor`, while the engine's clock runs on.
 
 Several ideas are those of `rtmixer <https://python-rtmixer.readthedocs.io/>`_ (actions, rings, statistics).
 """
@@ -23,80 +23,46 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from realtime.buffers import Arena, ArenaHandle, AudioRing, Layout, record_layout, ring_layout, status_layout
+from realtime.devices import DeviceError, IoConfig, RtmixerPort
 from realtime.protocols import Block, StreamSpec
+from realtime.rights import IO_PRIORITY, use_realtime
 from realtime.stream import (
     CLOSED,
     FAILED,
     IO_FIELDS,
+    LOST_EMPTY,
+    LOST_LATE,
+    OUT_SECONDS,
     RUNNING,
     SECOND_NS,
-    STALE_NS,
     STARTING,
     STREAM_FIELDS,
     frames_in,
 )
 
 RING_SECONDS = 4  # how much of input and output the shared rings hold
-IO_PRIORITY, ENGINE_PRIORITY = 30, 20  # below an audio server's; the device before the engine
-RESAMPLE_FRAMES = 512  # what a resampler may hold back: add it to the lead of a device at another rate
 
 _TURN_SECONDS = 0.001
 _RETRY_NS = 250_000_000
-_OPEN_NS = 5_000_000_000  # a device may take this long to open
-_IMPORT_NS = 15_000_000_000  # and a process, on a slow and busy machine, to say its first word
+_OPEN_NS = 5_000_000_000  # a device may take this long to begin
 _ENVELOPE_NS = 500_000_000
 _STALL_NS = 200_000_000  # a device that calls back no more for this long is dead
-_SETTLE_TURNS = 3
 _SETTLE_MOVES = 8
 _STOOD_NS = 10_000_000
+_FEW_MOVES, _LONG_BLOCK = 4, 1024
+_LONGEST_BURST = 1 << 14
+_HOLD_FRAMES = 1 << 14
 _TEXT_BYTES = 512
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class IoConfig:
-    """Which device, and how its channels are used.
-
-    Attributes
-    ----------
-    spec
-        The session's stream.
-    device
-        Name of the device, as :func:`list_devices` gives it; a part is enough if only one device has it, and
-        ``"name, host API"`` tells two of the same name apart. ``""`` is the system's default.
-    input_device
-        Name of the device to record from, where it is another one.
-    input_channels, output_channels
-        Channels of the device, from 1; by default the first ones. Their number is that of the spec.
-    """
-
-    spec: StreamSpec
-    device: str = ""
-    input_device: str = ""
-    input_channels: tuple[int, ...] = ()
-    output_channels: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for kind, channels, count in (
-            ("input", self.input_channels, self.spec.inputs),
-            ("output", self.output_channels, self.spec.outputs),
-        ):
-            if channels and len(channels) != count:
-                raise ValueError(f"{kind}_channels={channels}: the stream has {count}; name one channel for each")
-            if any(channel < 1 for channel in channels):
-                raise ValueError(f"{kind}_channels={channels}: channels of a device count from 1")
+_NAMES_BYTES = 1024
 
 
 def layout(spec: StreamSpec) -> Layout:
@@ -106,242 +72,12 @@ def layout(spec: StreamSpec) -> Layout:
         **ring_layout("io.input", frames, spec.inputs),  # written by the device process
         **ring_layout("io.output", frames, spec.outputs),  # written by the engine
         **status_layout("io.status", IO_FIELDS),  # written by the device process
+        **ring_layout("io.out", OUT_SECONDS * spec.samplerate, 1),  # written by the device process: Departing
         **record_layout("io.text", 16, _TEXT_BYTES),  # written by the device process, taken by the supervisor
+        **record_layout("io.opened", 4, _NAMES_BYTES),  # the names of what was opened, likewise
         **status_layout("io.control", {"stop": "i8"}),  # written by the supervisor
         **status_layout("stream.status", STREAM_FIELDS),  # written by the engine
     }
-
-
-# ---- devices ---------------------------------------------------------------------------------------------------
-
-
-class DeviceError(ValueError):
-    """A device could not be used; the text is one sentence for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One sound device as PortAudio shows it. ``inputs`` and ``outputs`` count its channels."""
-
-    index: int
-    name: str
-    api: str
-    inputs: int
-    outputs: int
-    samplerate: int
-    default_input: bool
-    default_output: bool
-
-
-def list_devices(timeout_seconds: float = 10.0) -> list[Device]:
-    """Return the sound devices of this machine. Asks a process of its own, since PortAudio may hang.
-
-    Raises
-    ------
-    DeviceError
-        If PortAudio is missing or does not answer.
-    """
-    code = "from realtime import io; io._print_devices()"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(
-            f"PortAudio did not answer within {timeout_seconds:g} s; is an audio server (JACK, PipeWire) hanging?"
-        ) from None
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            answer = json.loads(line)
-            if "error" in answer:
-                raise DeviceError(answer["error"])
-            return [Device(**device) for device in answer["devices"]]
-    raise DeviceError(f"the process that lists the sound devices ended with code {done.returncode} and said nothing")
-
-
-def play_sound(audio: Block, samplerate: int) -> None:
-    """Play ``audio`` on the default device and wait for its end. For listening to a finished file, not for a session.
-
-    Raises
-    ------
-    DeviceError
-        If PortAudio or a device is missing.
-    """
-    sounddevice = _sounddevice()
-    try:
-        device = pick_device(_query_devices(sounddevice), "", "output")
-        if device.samplerate != samplerate:
-            import soxr
-
-            audio, samplerate = soxr.resample(audio, samplerate, device.samplerate), device.samplerate
-        sounddevice.play(audio[:, : device.outputs], samplerate, device=device.index, blocking=True)
-    except sounddevice.PortAudioError as error:
-        raise DeviceError(f"the sound could not be played: {error.args[0]}") from None
-    finally:
-        sounddevice.stop()
-
-
-def pick_device(devices: Sequence[Device], name: str, kind: str) -> Device:
-    """Choose the device called ``name`` that has channels of ``kind`` (``"input"`` or ``"output"``).
-
-    A device that was named is never replaced by another one.
-
-    Raises
-    ------
-    DeviceError
-        If there is none, or more than one.
-    """
-    able = [device for device in devices if _channels(device, kind)]
-    if not name:
-        if not able:
-            raise DeviceError(f"there is no sound device with an {kind}; is an audio server to be started first?")
-        return next((device for device in able if _is_default(device, kind)), able[0])
-    wanted = name.casefold()
-    for matches in (
-        [device for device in able if wanted in (device.name.casefold(), _full_name(device).casefold())],
-        [device for device in able if wanted in _full_name(device).casefold()],
-    ):
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            found = "; ".join(f"'{_full_name(device)}'" for device in matches)
-            raise DeviceError(f"device '{name}' fits more than one: {found}; write one of these in full")
-    found = "; ".join(f"'{_full_name(device)}'" for device in able) or "none"
-    raise DeviceError(f"there is no device '{name}' with an {kind}; there is: {found}")
-
-
-def _full_name(device: Device) -> str:
-    return f"{device.name}, {device.api}"
-
-
-def _channels(device: Device, kind: str) -> int:
-    return device.inputs if kind == "input" else device.outputs
-
-
-def _is_default(device: Device, kind: str) -> bool:
-    return device.default_input if kind == "input" else device.default_output
-
-
-def _sounddevice() -> Any:
-    """Import sounddevice (which initialises PortAudio), or say how to get PortAudio."""
-    try:
-        import sounddevice
-    except OSError as error:
-        hint = "; on Debian or Ubuntu: apt install libportaudio2" if sys.platform == "linux" else ""
-        raise DeviceError(f"PortAudio, which opens sound devices, is not on this machine ({error}){hint}") from None
-    return sounddevice
-
-
-def _query_devices(sounddevice: Any) -> list[Device]:
-    apis = sounddevice.query_hostapis()
-    return [
-        Device(
-            index=index,
-            name=str(found["name"]),
-            api=str(apis[found["hostapi"]]["name"]),
-            inputs=int(found["max_input_channels"]),
-            outputs=int(found["max_output_channels"]),
-            samplerate=round(found["default_samplerate"]),
-            default_input=index == _default(sounddevice, apis, "input"),
-            default_output=index == _default(sounddevice, apis, "output"),
-        )
-        for index, found in enumerate(sounddevice.query_devices())
-    ]
-
-
-def _default(sounddevice: Any, apis: Sequence[dict[str, Any]], kind: str) -> int:
-    """Return PortAudio's default; if its first host API has no devices at all, that of the next which has."""
-    chosen = int(sounddevice.default.device[kind == "output"])
-    return chosen if chosen >= 0 else next((int(api[f"default_{kind}_device"]) for api in apis if api["devices"]), -1)
-
-
-def _print_devices() -> None:
-    """Body of the process behind :func:`list_devices`; ends hard, since PortAudio's own end may hang."""
-    try:
-        answer: dict[str, Any] = {"devices": [asdict(device) for device in _query_devices(_sounddevice())]}
-    except DeviceError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
-    os._exit(0)
-
-
-# ---- scheduling ------------------------------------------------------------------------------------------------
-
-
-def use_realtime(priority: int) -> bool:
-    """Put the calling thread under SCHED_FIFO where the system allows it; return whether it does.
-
-    Threads and processes started from it later are not realtime. Linux only: elsewhere the audio thread of the
-    host API is privileged by itself, and this returns False.
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-    except OSError:
-        return False
-    return True
-
-
-def realtime_rights() -> bool:
-    """Return whether this process may use realtime scheduling. Tries it on a thread that ends at once."""
-    return _on_thread(lambda: use_realtime(1))
-
-
-def measure_lateness(seconds: float = 0.1) -> float:
-    """Return by how many seconds a wake-up after 1 ms was late at worst, with the rights that there are."""
-
-    def measure() -> float:
-        use_realtime(ENGINE_PRIORITY)
-        worst, until = 0.0, time.monotonic() + seconds
-        while (begun := time.monotonic()) < until:
-            time.sleep(0.001)
-            worst = max(worst, time.monotonic() - begun - 0.001)
-        return worst
-
-    return _on_thread(measure)
-
-
-def choose_lead(
-    realtime: bool, late_seconds: float, samplerate: int = 48_000, blocksize: int = 128, resampled: bool = False
-) -> int:
-    """Return how many frames to mix ahead.
-
-    With realtime rights 512 on a quiet machine (256 with blocks of 64 or less) and 1024 on a loaded one, without
-    2048: the least that held in measurements of 10 to 20 s on two saturated cores, at 48 kHz; in proportion at
-    other rates. Never less than four blocks.
-
-    Parameters
-    ----------
-    realtime
-        Answer of :func:`realtime_rights`.
-    late_seconds
-        Answer of :func:`measure_lateness`.
-    samplerate, blocksize
-        The stream's.
-    resampled
-        Whether the device runs at another rate than the session.
-    """
-    quiet = realtime and late_seconds < 0.0005
-    at_48k = (256 if blocksize <= 64 else 512) if quiet else 1024 if realtime else 2048
-    lead = -(-at_48k * max(samplerate, 48_000) // 48_000) + (RESAMPLE_FRAMES if resampled else 0)
-    return max(4, -(-lead // blocksize)) * blocksize
-
-
-def _on_thread(work: Callable[[], _T]) -> _T:
-    results: list[_T] = []
-    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
-    thread.start()
-    thread.join()
-    return results[0]
-
-
-# ---- the grid --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,8 +122,8 @@ class BlockClock:
             return False
         late = time_ns - frame * SECOND_NS // self._rate
         self._moves += 1
-        self.settled = self._moves > 2 * _SETTLE_MOVES
-        if self._moves in (1, _SETTLE_MOVES):  # a device may begin with a burst
+        self.settled = self.settled or _enough(self._moves, frame)
+        if self._moves in (1, 2, _SETTLE_MOVES):  # a device may begin with a burst
             self._least, self._since_ns = [late, late], time_ns
         elif time_ns - self._since_ns > _ENVELOPE_NS:
             self._least, self._since_ns = [late, self._least[0]], time_ns
@@ -453,25 +189,80 @@ class Port(Protocol):
         """Take all that was recorded."""
 
 
+class Departing:
+    """Writes down what became of each session frame, as the device takes it: what :class:`Departures` reads.
+
+    Attributes
+    ----------
+    lost
+        The range of session frames that was lost last, ``(start, end)``.
+    """
+
+    def __init__(self, ring: AudioRing) -> None:
+        self.lost = (0, 0)
+        self._ring = ring
+        self._handed: deque[tuple[int, int]] = deque()  # end of a run of frames, and what is to be said of it
+        self._end = ring.written
+
+    def hand(self, end: int, margin: int) -> None:
+        """Note that the frames up to ``end`` were handed to the device with ``margin`` frames before them."""
+        self._add(end, margin + 1)
+
+    def lose(self, end: int, why: int) -> None:
+        """Note that the frames up to ``end`` will not be heard."""
+        if end > self._end:
+            self.lost = (self.lost[0] if self.lost[1] == self._end else max(0, self._end), end)
+        self._add(end, why)
+
+    def skip(self, end: int) -> None:
+        """Note that the frames up to ``end`` were nobody's."""
+        self._add(end, 0)
+
+    def settle(self, taken: int) -> None:
+        """Write down what is known now that the device has taken everything up to frame ``taken``."""
+        while self._handed and (start := self._ring.written) < taken:
+            end, value = self._handed[0]
+            stop = min(end, taken)
+            if value == 0:
+                self._ring.jump(stop)
+            elif stop > start:
+                start = max(start, stop - self._ring.capacity)
+                self._ring.write(start, np.full((stop - start, 1), value, np.float32))
+            if stop == end:
+                self._handed.popleft()
+
+    def drop(self) -> None:
+        """Forget what was handed over and not taken."""
+        self._handed.clear()
+        self._end = self._ring.written
+
+    def _add(self, end: int, value: int) -> None:
+        if end > self._end:
+            self._handed.append((end, value))
+            self._end = end
+
+
 class Player:
     """Keeps the device's play ring filled from the engine's ring, by index.
 
     Attributes
     ----------
-    xruns, lost_frames, starved, starved_frames, fill_min
+    xruns, lost_frames, starved, starved_frames, fill_min, extra_lead
         As in :data:`realtime.stream.IO_FIELDS`.
     """
 
-    def __init__(self, spec: StreamSpec, port: Port, source: AudioRing) -> None:
+    def __init__(self, spec: StreamSpec, port: Port, source: AudioRing, departing: Departing) -> None:
         self.xruns = self.lost_frames = self.starved = self.starved_frames = 0
         self.fill_min = -1
         self._spec = spec
         self._port = port
         self._source = source
+        self._departing = departing
         self._lead = -(-spec.lead * port.samplerate // spec.samplerate)
         # The least to leave in the ring when the engine is late: silence that cannot be taken back.
         self._reserve = max(2 * port.blocksize, self._lead // 4)
         self._resampler = _Resampler(spec.samplerate, port.samplerate, spec.outputs)
+        self.extra_lead = self._resampler.hold(spec.blocksize)
         self._next: int | None = None  # session frame that is written next, once it is certain
         self._left_off = 0
         self._was_full = False
@@ -480,7 +271,7 @@ class Player:
     def turn(self, grid: Grid | None, idle: bool) -> None:
         """Look after the ring; ``idle`` says that the engine owes nothing."""
         if self._port.play_ended():
-            self._end()
+            self._end(grid)
         if self._next is None:
             self._find_place(grid)
         if self._next is None:
@@ -490,6 +281,28 @@ class Player:
             self._measure()
         self._feed()
         self._pad(idle)
+
+    def settle(self, taken: int) -> None:
+        """Take note that the device has taken everything up to session frame ``taken``."""
+        if self._next is not None:
+            self._departing.settle(taken)
+
+    def fill(self) -> int:
+        """Session frames in the ring."""
+        return self._in_session(self._port.fill())
+
+    def lost(self) -> tuple[int, int]:
+        """Return the range of session frames that was lost last."""
+        return self._departing.lost
+
+    def widen(self, frames: int) -> None:
+        """Keep so many device frames more in the ring: the device takes many at a time."""
+        self._lead += frames
+        self._reserve += frames
+        self.extra_lead += self._in_session(frames)
+
+    def _in_session(self, frames: int) -> int:
+        return frames * self._spec.samplerate // self._port.samplerate
 
     def _measure(self) -> None:
         """Note the least fill, from the first time on that the ring was full."""
@@ -509,11 +322,15 @@ class Player:
         if missing > 0:
             self._write(np.zeros((missing, self._spec.outputs), np.float32))
 
-    def _end(self) -> None:
-        """Take note that the ring ran empty: everything up to ``_next`` was played, what follows has to wait."""
-        if self._next is not None:
+    def _end(self, grid: Grid | None) -> None:
+        """Take note that the ring ran empty: everything in it was played, what follows has to wait."""
+        first = self._port.play_first()
+        if self._next is not None and grid is not None and first is not None:
             self.xruns += 1
-            self._left_off, self._next = self._next, None
+            # Where the rates differ a little of what was handed over had not come through yet.
+            self._left_off, self._next = min(self._next, grid.session(first + self._written)), None
+            self._departing.settle(self._left_off)
+            self._departing.drop()
         self._restart()
 
     def _find_place(self, grid: Grid | None) -> None:
@@ -524,16 +341,20 @@ class Player:
         self._next = grid.session(first + self._written)
         if self.xruns:
             self.lost_frames += self._next - self._left_off
+            self._departing.lose(self._next, LOST_EMPTY)
+        else:
+            self._departing.skip(self._next)
 
     def _feed(self) -> None:
         """Write what the engine has mixed, up to ``lead`` frames in the ring."""
         assert self._next is not None
-        while self._port.fill() < self._lead:
+        while (fill := self._port.fill()) < self._lead:
             count = min(self._spec.blocksize, self._source.written - self._next)
             if count <= 0:
                 return
             self._write(self._resampler(self._source.read(self._next, self._next + count)))
             self._next += count
+            self._departing.hand(self._next, self._in_session(fill))
 
     def _pad(self, idle: bool) -> None:
         """Play silence for what the engine has not mixed in time, so that the action goes on and the grid stays."""
@@ -544,9 +365,12 @@ class Player:
             self._write(self._resampler(np.zeros((count, self._spec.outputs), np.float32)))
             self._next += count
             padded += count
-        if padded and not idle:
+        if idle:
+            self._departing.skip(self._next)
+        elif padded:
             self.starved += 1
             self.starved_frames += padded
+            self._departing.lose(self._next, LOST_LATE)
 
     def _write(self, block: Block) -> None:
         self._port.write(block)
@@ -612,6 +436,7 @@ class _Resampler:
 
     def __init__(self, in_rate: int, out_rate: int, channels: int) -> None:
         self._stream: Any = None
+        self._in_rate, self._out_rate, self._channels = in_rate, out_rate, channels
         if in_rate != out_rate:
             import soxr
 
@@ -626,6 +451,51 @@ class _Resampler:
     def clear(self) -> None:
         if self._stream is not None:
             self._stream.clear()
+
+    def hold(self, blocksize: int) -> int:
+        """Return how many frames in it holds back at most, fed with blocks. Tried out; leaves it cleared."""
+        if self._stream is None:
+            return 0
+        silence = np.zeros((blocksize, self._channels), np.float32)
+        made = most = 0
+        for block in range(1, -(-_HOLD_FRAMES // blocksize) + 1):
+            made += len(self(silence))
+            most = max(most, block * blocksize - made * self._in_rate // self._out_rate)
+        self.clear()
+        return most
+
+
+class Bursts:
+    """How many frames a device takes at a time: more than a block where the audio server's own block is longer.
+
+    The least of a few moves, seen every millisecond: a single one may be large because this process was late.
+
+    Attributes
+    ----------
+    frames
+        The largest found so far; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._least = _LONGEST_BURST
+        self._moves = self._at = self._since = 0
+
+    def observe(self, frames: int) -> bool:
+        """Note where the counter stands after it moved; return whether more at a time are taken than was known."""
+        self._least = min(self._least, frames - self._at)
+        self._moves, self._at = self._moves + 1, frames
+        if not _enough(self._moves, frames - self._since):
+            return False
+        more = self._least > self.frames
+        self.frames = max(self.frames, self._least)
+        self._least, self._moves, self._since = _LONGEST_BURST, 0, frames
+        return more
+
+
+def _enough(moves: int, frames: int) -> bool:
+    """Whether a device was seen often enough to know its manners; one that takes long blocks is seen seldom."""
+    return moves > 2 * _SETTLE_MOVES or (moves >= _FEW_MOVES and frames >= _FEW_MOVES * _LONG_BLOCK)
 
 
 class DeviceGone(Exception):  # noqa: N818 - it is news, not a mistake
@@ -644,9 +514,12 @@ class DeviceLoop:
         self._port = port
         self._status = arena.status("io.status")
         self._stream = arena.status("stream.status")
-        self._player = Player(spec, port, arena.ring("io.output")) if port.outputs else None
+        departing = Departing(arena.ring("io.out"))
+        self._player = Player(spec, port, arena.ring("io.output"), departing) if port.outputs else None
         self._recorder = Recorder(spec, port, arena.ring("io.input")) if port.inputs else None
         self._clock = BlockClock(port.samplerate)
+        self._bursts = Bursts()
+        self._widened = 0
         self._grid: Grid | None = None
         self._idle = True
         self._quiet_ns = 0
@@ -656,6 +529,8 @@ class DeviceLoop:
             state=STARTING,
             epoch=self._before["epoch"] + 1,
             has_input=port.inputs > 0,
+            extra_lead=self._player.extra_lead if self._player else 0,
+            fill=0,
             fill_min=-1,
             latency_in=port.latency[0],
             latency_out=port.latency[1],
@@ -673,10 +548,14 @@ class DeviceLoop:
         frames = self._port.frames()
         moved = self._clock.observe(frames, time_ns)
         self._watch(moved, time_ns)
+        if moved:
+            self._widen(frames)
         if moved or self._grid is None:
             self._follow(frames)
         if self._player is not None:
             self._player.turn(self._grid, self._idle)
+        if self._player is not None and self._grid is not None:
+            self._player.settle(self._grid.session(frames))
         if self._recorder is not None:
             self._recorder.turn(self._grid)
         self._publish(frames, moved, time_ns)
@@ -690,6 +569,17 @@ class DeviceLoop:
             session = stream["frame"] + frames_in(elapsed_ns, self._spec.samplerate)
             self._grid = Grid(frames, session, self._port.samplerate, self._spec.samplerate)
 
+    def _widen(self, frames: int) -> None:
+        """Keep more in the ring for a device that takes more than a block at a time."""
+        if self._bursts.observe(frames) and self._player is not None:
+            extra = max(0, self._bursts.frames - self._port.blocksize)
+            self._player.widen(extra - self._widened)
+            self._widened = extra
+            if 2 * extra > self._spec.lead:
+                ms = 1000 * extra / self._port.samplerate
+                text = f"the device takes {self._bursts.frames} frames at a time, so {ms:.0f} ms more are mixed ahead"
+                self._arena.records("io.text").post(text.encode())
+
     def _watch(self, moved: bool, time_ns: int) -> None:
         """Give the device up when it is silent for long; time in which this process itself was held up is not."""
         if moved or not self._turn_ns:
@@ -697,7 +587,7 @@ class DeviceLoop:
         else:
             self._quiet_ns += min(time_ns - self._turn_ns, 10_000_000)
         self._turn_ns = time_ns
-        block_ns = self._port.blocksize * SECOND_NS // self._port.samplerate
+        block_ns = max(self._port.blocksize, self._bursts.frames) * SECOND_NS // self._port.samplerate
         if self._quiet_ns > (max(_STALL_NS, 8 * block_ns) if self._grid else _OPEN_NS) or not self._port.active():
             raise DeviceGone
 
@@ -713,7 +603,9 @@ class DeviceLoop:
                 "playhead_ns": self._clock.time_ns(frames),
             }
         if self._player is not None:
-            values["fill_min"] = self._player.fill_min
+            values["fill"], values["fill_min"] = self._player.fill(), self._player.fill_min
+            values["extra_lead"] = self._player.extra_lead
+            values["lost_start"], values["lost_end"] = self._player.lost()
             for name in ("xruns", "lost_frames", "starved", "starved_frames"):
                 values[name] = self._before[name] + getattr(self._player, name)
         if self._recorder is not None:
@@ -722,211 +614,13 @@ class DeviceLoop:
         self._status.publish(**values)
 
 
-# ---- rtmixer ---------------------------------------------------------------------------------------------------
-
-
-class RtmixerPort:
-    """A device opened with rtmixer: its callback is C.
-
-    rtmixer starts an action at a time, and host APIs give that time with a jitter; so actions are posted to start
-    at once, and where they began is read from the callbacks counted by the stream and by the action: exact.
-
-    Raises
-    ------
-    DeviceError
-        If the device cannot be opened as asked.
-    """
-
-    def __init__(self, config: IoConfig, rescan: bool) -> None:
-        sounddevice = _sounddevice()
-        import rtmixer
-
-        if rescan:  # PortAudio lists devices and servers when it is initialised, never after
-            sounddevice._terminate()
-            sounddevice._initialize()
-        self._rtmixer = rtmixer
-        spec = config.spec
-        self._in_map = config.input_channels or tuple(range(1, spec.inputs + 1))
-        self._out_map = config.output_channels or tuple(range(1, spec.outputs + 1))
-        devices = _query_devices(sounddevice)
-        source, target = _choose(devices, config)
-        _check_channels(source, self._in_map, "input")
-        _check_channels(target, self._out_map, "output")
-        self.inputs, self.outputs = spec.inputs * (source is not None), spec.outputs * (target is not None)
-        self.blocksize = spec.blocksize
-        try:
-            self.samplerate = self._rate(sounddevice, source, target, spec.samplerate)
-            self._stream = self._open(source, target)
-            self._stream.start()
-        except sounddevice.PortAudioError as error:
-            name = _full_name(target or source or devices[0])
-            raise DeviceError(
-                f"device '{name}' does not open: {error.args[0]}; is another program using it?"
-            ) from None
-        self.text = _opened(source, target, self.samplerate, spec.samplerate)
-        self.latency = self._latency(self._stream.latency)
-        size = _power_of_two(2 * spec.lead * self.samplerate // spec.samplerate + 2048)
-        self._play_ring = rtmixer.RingBuffer(4 * spec.outputs, size)
-        self._record_ring = rtmixer.RingBuffer(4 * spec.inputs, _power_of_two(self.samplerate // 2))
-        self._play: Any = None
-        self._record: Any = None
-        self._play_seen: list[int] = []
-        self._record_seen: list[int] = []
-
-    def frames(self) -> int:
-        """Frames of all callbacks so far."""
-        return int(self._stream._state.stats.blocks) * self.blocksize
-
-    def active(self) -> bool:
-        """Whether the host API says that the device runs."""
-        return bool(self._stream.active)
-
-    def device_xruns(self) -> int:
-        """Under- and overflows that the host API reported so far."""
-        stats = self._stream._state.stats
-        return int(stats.output_underflows + stats.input_overflows)
-
-    def start_play(self) -> None:
-        """Post a play action."""
-        self._play_seen = []
-        self._play = self._stream.play_ringbuffer(self._play_ring, self._out_map, start=-1.0)
-
-    def play_first(self) -> int | None:
-        """Device frame of the action's first frame."""
-        return self._first(self._play, self._play_seen)
-
-    def play_ended(self) -> bool:
-        """Whether the action is gone."""
-        return self._play not in self._stream.actions
-
-    def fill(self) -> int:
-        """Frames in the play ring."""
-        return int(self._play_ring.read_available)
-
-    def write(self, block: Block) -> None:
-        """Add to the play ring."""
-        self._play_ring.write(np.ascontiguousarray(block))
-
-    def start_record(self) -> None:
-        """Post a record action."""
-        self._record_seen = []
-        self._record = self._stream.record_ringbuffer(self._record_ring, self._in_map, start=-1.0)
-
-    def record_first(self) -> int | None:
-        """Device frame of the first frame recorded."""
-        return self._first(self._record, self._record_seen)
-
-    def record_ended(self) -> bool:
-        """Whether the action is gone."""
-        return self._record not in self._stream.actions
-
-    def read(self) -> Block:
-        """Take all that was recorded."""
-        block = np.frombuffer(self._record_ring.read(), np.float32)
-        return block.reshape(-1, self.inputs)
-
-    def close(self) -> None:
-        """Stop and close, or end the process if that hangs."""
-        guard = threading.Timer(0.5, os._exit, (0,))
-        guard.daemon = True
-        guard.start()
-        self._stream.abort()
-        self._stream.close()
-        guard.cancel()
-
-    def _first(self, action: Any, seen: list[int]) -> int | None:
-        """Return the stream's callbacks less the action's, in frames.
-
-        A callback between or during the two reads makes the difference one too large, never too small: the least
-        of a few turns is right.
-        """
-        blocks = int(action.stats.blocks)  # read before the stream's
-        if blocks == 0:
-            return None
-        if len(seen) < _SETTLE_TURNS:
-            seen.append(int(self._stream._state.stats.blocks) - blocks)
-        return min(seen) * self.blocksize if len(seen) == _SETTLE_TURNS else None
-
-    def _rate(self, sounddevice: Any, source: Device | None, target: Device | None, wanted: int) -> int:
-        """Return the session's rate if the device takes it, else the device's own."""
-        try:
-            if source is not None:
-                sounddevice.check_input_settings(source.index, max(self._in_map), "float32", samplerate=wanted)
-            if target is not None:
-                sounddevice.check_output_settings(target.index, max(self._out_map), "float32", samplerate=wanted)
-        except sounddevice.PortAudioError:
-            rates = {device.samplerate for device in (source, target) if device is not None}
-            if len(rates) > 1:
-                raise DeviceError(
-                    f"input and output run at different rates ({sorted(rates)} Hz) and cannot do {wanted} Hz; "
-                    "set both to one rate in the system's sound settings"
-                ) from None
-            return rates.pop()
-        return wanted
-
-    def _open(self, source: Device | None, target: Device | None) -> Any:
-        common = {"samplerate": self.samplerate, "blocksize": self.blocksize, "latency": "low"}
-        ins, outs = max(self._in_map), max(self._out_map)
-        if source is None and target is not None:
-            return self._rtmixer.Mixer(device=target.index, channels=outs, **common)
-        if target is None and source is not None:
-            return self._rtmixer.Recorder(device=source.index, channels=ins, **common)
-        assert source is not None
-        assert target is not None
-        return self._rtmixer.MixerAndRecorder(device=(source.index, target.index), channels=(ins, outs), **common)
-
-    def _latency(self, seconds: float | tuple[float, float]) -> tuple[int, int]:
-        if not isinstance(seconds, tuple):
-            seconds = (0.0, seconds) if self.outputs else (seconds, 0.0)
-        return round(seconds[0] * self.samplerate), round(seconds[1] * self.samplerate)
-
-
-def _choose(devices: Sequence[Device], config: IoConfig) -> tuple[Device | None, Device | None]:
-    """Return the devices to record from and to play to; one of the two may be missing, not both."""
-    found: dict[str, Device | None] = {"input": None, "output": None}
-    errors: list[str] = []
-    for kind, name in (("output", config.device), ("input", config.input_device or config.device)):
-        try:
-            found[kind] = pick_device(devices, name, kind)
-        except DeviceError as error:
-            if kind == "input" and config.input_device:
-                raise
-            errors.append(str(error))
-    if len(errors) == 2:
-        raise DeviceError(errors[0])
-    return found["input"], found["output"]
-
-
-def _check_channels(device: Device | None, channels: tuple[int, ...], kind: str) -> None:
-    if device is not None and max(channels) > _channels(device, kind):
-        raise DeviceError(
-            f"device '{_full_name(device)}' has {_channels(device, kind)} {kind}s and the session asks for {kind} "
-            f"{max(channels)}; change its {kind} channels or choose another device"
-        )
-
-
-def _opened(source: Device | None, target: Device | None, rate: int, wanted: int) -> str:
-    parts = [f"playing to '{_full_name(target)}'" if target else "playing to nothing: the device has no outputs"]
-    parts.append(f"hearing '{_full_name(source)}'" if source else "hearing nothing: the device has no inputs")
-    if rate != wanted:
-        parts.append(f"converting between its {rate} Hz and the session's {wanted} Hz")
-    return "; ".join(parts)
-
-
-def _power_of_two(frames: int) -> int:
-    return 1 << (frames - 1).bit_length()
-
-
-# ---- the process -----------------------------------------------------------------------------------------------
-
-
 def run_io(handle: ArenaHandle, config: IoConfig) -> None:
     """Serve the device until told to stop. Body of the device process, which does nothing else.
 
     A device that cannot be opened is tried again four times a second, with one sentence for each new reason.
     Returns when the supervisor says so, when the device has died, or when the parent is gone and the engine has
-    ended. What PortAudio then still holds may hang on closing, so the process has to end without (:func:`_io_process`
-    does).
+    ended. What PortAudio then still holds may hang on closing, so the process has to end without
+    (:func:`io_process` does).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to answer
     arena = Arena.attach(handle)
@@ -936,6 +630,7 @@ def run_io(handle: ArenaHandle, config: IoConfig) -> None:
     if port is None:
         _tell(arena, CLOSED)
         return
+    arena.records("io.opened").post(json.dumps({"device": port.target, "input_device": port.source}).encode())
     _tell(arena, STARTING, port.text)
     loop = DeviceLoop(config.spec, port, arena)
     gc.collect()
@@ -944,15 +639,29 @@ def run_io(handle: ArenaHandle, config: IoConfig) -> None:
     try:
         _serve(arena, loop)
     except DeviceGone:
-        _tell(arena, FAILED, "the sound device stopped; the bar is kept and sound goes on when the device is back")
+        name = port.target or port.source
+        _tell(arena, FAILED, f"device '{name}' stopped; the bar is kept, and sound goes on when it is back")
         return
     _tell(arena, CLOSED)
     port.close()
 
 
-def _io_process(handle: ArenaHandle, config: IoConfig) -> None:
+def io_process(handle: ArenaHandle, config: IoConfig) -> None:
+    """Be the device process: :func:`run_io`, and a hard end, since the interpreter's would wait for PortAudio."""
+    _mute_libraries()
     run_io(handle, config)
-    os._exit(0)  # the interpreter's own end would wait for PortAudio
+    os._exit(0)
+
+
+def _mute_libraries() -> None:
+    """Let only Python speak to the terminal: audio libraries write several lines there at each try to open."""
+    if sys.stderr is None:
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(kept, "w", buffering=1)
 
 
 def _serve(arena: Arena, loop: DeviceLoop) -> None:
@@ -969,8 +678,9 @@ def _open_port(arena: Arena, config: IoConfig) -> RtmixerPort | None:
         try:
             return RtmixerPort(config, rescan=bool(said))
         except DeviceError as error:
-            _tell(arena, FAILED, str(error) if str(error) != said else "")
-            said = str(error)
+            what = str(error).partition(";")[0]  # what follows lists the others, which come and go
+            _tell(arena, FAILED, f"{error}; it is tried again until it opens" if what != said else "")
+            said = what
         time.sleep(_RETRY_NS / SECOND_NS)
     return None
 
@@ -991,144 +701,3 @@ def _tell(arena: Arena, state: int, text: str = "") -> None:
     arena.status("io.status").publish(state=state, heartbeat_ns=time.monotonic_ns())
     if text:
         arena.records("io.text").post(text.encode()[:_TEXT_BYTES])
-
-
-class Child(Protocol):
-    """What the supervisor needs of a process."""
-
-    @property
-    def exitcode(self) -> int | None:
-        """``None`` while it lives."""
-
-    def is_alive(self) -> bool:
-        """Whether it lives."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for its end."""
-
-
-class DeviceSupervisor:
-    """Keeps a device process alive: kills one that hangs, replaces one that has died, for as long as it takes.
-
-    Lives in the bridge; :meth:`start` gives it a thread of its own. :meth:`stop` ends both.
-
-    Parameters
-    ----------
-    arena
-        Memory laid out by :func:`layout`.
-    config
-        Which device.
-    tell
-        Takes each new sentence for the user: what was opened, why it does not open, that it is back.
-    spawn
-        Starts a device process; tests give their own.
-    clock
-        Monotonic nanoseconds.
-
-    Attributes
-    ----------
-    sentence
-        The last one told.
-    restarts
-        Processes started beyond the first.
-    """
-
-    def __init__(
-        self,
-        arena: Arena,
-        config: IoConfig,
-        tell: Callable[[str], None] | None = None,
-        spawn: Callable[[], Child] | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
-    ) -> None:
-        self.sentence = ""
-        self.restarts = 0
-        self._arena = arena
-        self._config = config
-        self._say = tell
-        self._spawn = spawn or self._spawn_process
-        self._clock = clock
-        self._status = arena.status("io.status")
-        self._texts = arena.records("io.text")
-        self._child: Child | None = None
-        self._spawned_ns = 0
-        self._due_ns = 0
-        self._ending = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the process and the thread that watches it."""
-        self.poll()
-        self._thread = threading.Thread(target=self._watch, name="device-supervisor", daemon=True)
-        self._thread.start()
-
-    def stop(self, timeout_seconds: float = 1.0) -> None:
-        """End the process, kindly if it listens within the timeout, and the thread."""
-        self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._arena.status("io.control").publish(stop=1)
-        if self._child is not None:
-            self._child.join(timeout_seconds)
-            self._kill()
-        self._hear_texts()
-
-    def poll(self) -> None:
-        """Look once: hear what it says, end it if it hangs, replace it if it is gone."""
-        self._hear_texts()
-        now = self._clock()
-        if self._child is None:
-            if now >= self._due_ns:
-                self._child, self._spawned_ns = self._spawn(), now
-            return
-        if not self._child.is_alive():
-            code = self._child.exitcode  # 0: it has said itself why
-            self._replace(f"the device process ended with code {code}" if code else "", now)
-        elif now - max(self._status.read()["heartbeat_ns"], self._spawned_ns) > self._patience_ns():
-            self._kill()
-            self._replace("the audio server does not answer; the device process is started again", now)
-
-    def _patience_ns(self) -> int:
-        """Starting and opening a device may take seconds; serving it, every turn counts."""
-        status = self._status.read()
-        if status["heartbeat_ns"] <= self._spawned_ns:
-            return _IMPORT_NS
-        return STALE_NS if status["state"] == RUNNING else _OPEN_NS
-
-    def _replace(self, why: str, now: int) -> None:
-        """Forget the dead process and set the time for the next; one that never spoke is given more of it."""
-        spoke = self._status.read()["heartbeat_ns"] > self._spawned_ns
-        if why:
-            self._tell(why)
-        self._child = None
-        self.restarts += 1
-        self._due_ns = now if spoke else now + 4 * _RETRY_NS
-
-    def _kill(self) -> None:
-        assert self._child is not None
-        self._child.kill()
-        self._child.join(1.0)
-
-    def _hear_texts(self) -> None:
-        while (record := self._texts.take()) is not None:
-            self._tell(record.decode(errors="replace"))
-
-    def _tell(self, text: str) -> None:
-        if text != self.sentence and self._say is not None:
-            self._say(text)
-        self.sentence = text
-
-    def _watch(self) -> None:
-        while not self._ending.wait(0.02):
-            self.poll()
-
-    def _spawn_process(self) -> Child:
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(
-            target=_io_process, args=(self._arena.handle, self._config), name="sideman-io", daemon=True
-        )
-        process.start()
-        return process

@@ -5,7 +5,9 @@ the same bits however they are divided into blocks; only the meters' RMS, a sum,
 That is why sums are explicit multiplies and adds, element by element: a matrix product or a reduction may add
 in another order when the block has another size.
 
-Signal path: strip -> NaN guard -> strip meter -> gain, pan, mute, solo -> sum -> limiter -> output meter.
+Signal path: strip -> gain, pan, mute, solo -> sum -> NaN guard -> limiter. What is not finite survives any gain and
+any sum, so the guard looks at the sums, of which there are few; where it finds something, the run is mixed again
+without it. Meters are read some fifty times a second, so they are worked out then, from what was kept.
 All buffers are laid out at the start. Every method belongs to the engine's thread.
 
 Latency: none. At frame n the outputs carry frame n of the stems and of the dry input as it is given.
@@ -23,6 +25,7 @@ from itertools import zip_longest
 import numpy as np
 import numpy.typing as npt
 
+from realtime.buffers import Columns, stem_columns
 from realtime.clock import TempoMap
 from realtime.protocols import Block, StreamSpec
 
@@ -32,6 +35,9 @@ RELEASE_SECONDS = 0.050
 """Time constant with which the limiter lets go."""
 SEGMENT_FRAMES = 512
 """The longest run mixed at once. Runs never cross a multiple of it: the limiter's envelope is rescaled there."""
+METER_FRAMES = 1024
+"""The longest run metered at once."""
+NARROW = 8
 MONITOR, METRONOME = "monitor", "metronome"
 """Names under which the dry input and the metronome answer to ``set_gain`` and the like."""
 
@@ -146,7 +152,7 @@ class Mixer:
     spec
         Sample rate and channel counts.
     strips
-        One per stem, in the order in which :meth:`mix` takes them.
+        One per stem.
     metronome, monitor
         ``None`` for none. Neither is touched by a solo.
     ceiling_db
@@ -156,6 +162,8 @@ class Mixer:
     ----------
     names : tuple of str
         The strips, then ``"monitor"`` and ``"metronome"`` where there are such.
+    columns : Columns
+        Where :meth:`mix` looks for each stem: as :func:`~realtime.buffers.stem_columns` lays them side by side.
     nan_frames : numpy.ndarray
         Frames with a sample that was NaN or infinite, and became 0, for each of ``names``.
     limited_frames : int
@@ -191,19 +199,16 @@ class Mixer:
         self.names = tuple(strip.name for strip in self._strips)
         _check(self._strips, spec.outputs)
 
-        self._routing = _Routing(self._strips, spec.outputs)
-        self._limiter = _Limiter(spec, ceiling_db, self._routing.width // 2)
+        self.columns = stem_columns([strip.channels for strip in strips])
+        self._routing = _Routing(self._strips, self._stems, self.columns, spec.outputs)
+        pairs, slots = self._routing.pairs, self._routing.slots
+        self._limiter = _Limiter(spec, ceiling_db, pairs)
         self._faders = _Faders(max(1, round(RAMP_SECONDS * spec.samplerate)), self._gains())
-        columns, width = self._routing.columns, self._routing.width
-        self._memory = np.zeros((3, SEGMENT_FRAMES * columns), np.float32)
-        self._bus_memory = np.zeros((2, SEGMENT_FRAMES * width), np.float32)
+        self._memory = np.zeros((3, SEGMENT_FRAMES * slots * 2), np.float32)
+        self._bus_memory = np.zeros((2, SEGMENT_FRAMES * pairs * 2), np.float32)
         self._click_memory = np.zeros((SEGMENT_FRAMES, 1), np.float32)
         self._dry_memory = np.zeros((SEGMENT_FRAMES, len(self._dry)), np.float32)
-        self._peak, self._top = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
-        self._bus_peak, self._bus_top = np.zeros(width, np.float32), np.zeros(width, np.float32)
-        self._power, self._bus_power = np.zeros(columns), np.zeros(width)
-        self._metered_frames = 0
-        self._meters = np.zeros((len(self.names) + spec.outputs, 2), np.float32)
+        self._meter = _Meter(self)
 
         self._pending: list[tuple[int, Callable[[], None]]] = []
         self._position: int | None = None
@@ -212,9 +217,7 @@ class Mixer:
         self.limited_frames = 0
         self._lay_out(min(spec.blocksize, SEGMENT_FRAMES))
 
-    def mix(
-        self, start: int, frames: int, stems: Sequence[Block], dry: Block | None, tempo_map: TempoMap, out: Block
-    ) -> None:
+    def mix(self, start: int, frames: int, stems: Block, dry: Block | None, tempo_map: TempoMap, out: Block) -> None:
         """Write ``out[:frames]``, the outputs of frames ``[start, start + frames)``.
 
         Parameters
@@ -222,7 +225,7 @@ class Mixer:
         start, frames
             Normally from where the last call ended; a jump forgets click tails and the limiter.
         stems
-            One per strip, ``(frames, channels)`` each; longer ones are cut.
+            All stems side by side, ``(frames, columns.width)``, or longer.
         dry
             Input ``(frames, inputs)``; ``None`` is silence.
         tempo_map
@@ -233,7 +236,7 @@ class Mixer:
         Raises
         ------
         ValueError
-            If a stem has not the shape its strip promised.
+            If a block has not the shape that was promised.
         """
         self._check_blocks(frames, stems, dry)
         if start != self._position:
@@ -248,7 +251,8 @@ class Mixer:
                 if self._pending:
                     stop = min(stop, self._pending[0][0])
                 self._mix_run(at, stop - at, at - start, stems, dry, tempo_map)
-                out[at - start : stop - start] = self._outputs
+                for of_out, of_bus in self._outputs:
+                    out[at - start : stop - start, of_out] = of_bus
                 at = stop
 
     def set_gain(self, name: str, gain_db: float, at_frame: int) -> None:
@@ -283,23 +287,22 @@ class Mixer:
         """What the rows of :meth:`meters` are: :attr:`names`, then ``"output 1"`` and so on."""
         return (*self.names, *(f"output {output + 1}" for output in range(self._spec.outputs)))
 
+    def meter(self, stems: Block, dry: Block | None, out: Block) -> None:
+        """Meter what was mixed: the same frames of stems and dry input as they went in, and of the outputs.
+
+        As many frames at once as is convenient, each of them once, in any order. What is not finite counts as 0,
+        as it did in the mix.
+        """
+        self._meter.add(stems, dry, out)
+
     def meters(self) -> Floats:
-        """Return peak and RMS since the last call, linear, ``(names + outputs, 2)``; valid until the next call.
+        """Return peak and RMS of all that was metered since the last call, linear, ``(names + outputs, 2)``; valid
+        until the next call.
 
         Strips are metered as they come in, before the fader; outputs as they leave, after the limiter. RMS is
         taken over the channels of a strip together.
         """
-        rows, routing = len(self.names), self._routing
-        frames = max(1, self._metered_frames)
-        np.maximum.reduceat(self._top[routing.order], routing.starts, out=self._meters[:rows, 0])
-        power = np.add.reduceat(self._power[routing.order], routing.starts) / routing.routes
-        self._meters[:rows, 1] = np.sqrt(power / frames)
-        self._meters[rows:, 0] = self._bus_top[: self._spec.outputs]
-        self._meters[rows:, 1] = np.sqrt(self._bus_power[: self._spec.outputs] / frames)
-        for total in (self._top, self._power, self._bus_top, self._bus_power):
-            total.fill(0)
-        self._metered_frames = 0
-        return self._meters
+        return self._meter.read()
 
     # -- changes
 
@@ -323,9 +326,9 @@ class Mixer:
         self._faders.aim(self._gains(), at)
 
     def _gains(self) -> Floats:
-        """Where every column's gain is going, by the strips as they stand."""
+        """Where the gain of every column is going, by the strips as they stand."""
         soloing = any(strip.solo for strip in self._strips[: self._stems])
-        gains = np.zeros(self._routing.columns, np.float32)
+        gains = np.zeros(2 * self._routing.slots, np.float32)
         for index, strip in enumerate(self._strips):
             silent = strip.mute or (soloing and index < self._stems and not strip.solo)
             gains[self._routing.of_strip[index]] = 0.0 if silent else _factors(strip)
@@ -336,103 +339,91 @@ class Mixer:
     def _lay_out(self, frames: int) -> None:
         """Cut the memory for runs of this many frames.
 
-        Each channel's frames lie side by side in memory and columns follow each other without a gap, so that
-        NumPy goes through a whole array in one loop; the axes remain (frames, channels).
+        A slot is a row: its frames one after the other, each of them two samples, one for each output of the pair.
+        Rows follow each other without a gap, so that NumPy goes through a whole array in one loop.
         """
 
-        def cut(memory: Floats, columns: int) -> Floats:
-            return memory[: frames * columns].reshape((frames, columns), order="F")
+        def rows(memory: Floats, count: int) -> Floats:
+            return memory[: count * frames * 2].reshape(count, frames * 2)
 
         routing = self._routing
         self._frames = frames
-        self._memory[0].fill(0)  # columns that nothing is routed to stay zero
-        self._packed, self._scaled, self._gain = (cut(memory, routing.columns) for memory in self._memory)
-        self._bus_memory.fill(0)
-        self._bus, self._rectified = (cut(memory, routing.width) for memory in self._bus_memory)
-        self._outputs = self._bus[:, : self._spec.outputs]
-        self._gain[...] = self._faders.target
-        self._copies = [
-            (self._packed[:, copy.column : copy.column + copy.width], copy.strip, copy.channels)
-            for copy in routing.copies
-        ]
-        self._sums, self._moves = routing.plan(self._scaled, self._bus)
+        self._packed, self._gain, self._scratch = (rows(memory, routing.slots) for memory in self._memory)
+        self._bus, self._rectified = (rows(memory, routing.pairs) for memory in self._bus_memory)
+        self._bus.fill(0)  # pairs that nothing goes to stay so
+        self._faders.hold(self._gain)
         self._click_block, self._dry_block = self._click_memory[:frames], self._dry_memory[:frames]
+        self._copies = [(copy, copy.target(self._packed, frames)) for copy in routing.copies]
+        self._sums, self._moves = routing.plan(self._packed, self._bus)
+        self._outputs = routing.outputs_of(self._bus, frames)
 
     def _mix_run(
-        self, at: int, frames: int, offset: int, stems: Sequence[Block], dry: Block | None, tempo_map: TempoMap
+        self, at: int, frames: int, offset: int, stems: Block, dry: Block | None, tempo_map: TempoMap
     ) -> None:
         if frames != self._frames:
             self._lay_out(frames)
-        self._gather(at, offset, stems, dry, tempo_map)
-        self._guard()
+        clicking = self._clicks is not None and self._clicks.render(at, tempo_map, self._click_block)
+        if clicking:
+            self._meter.click(self._click_block)
         if self._faders.moving:
-            self._faders.write(at, self._gain, self._scaled)
-        np.multiply(self._packed, self._gain, out=self._scaled)
+            self._faders.write(at, self._gain, self._scratch)
+        sources = self._sources(offset, stems, dry, clicking)
+        peak = self._sum(sources, clean=False)
+        if not math.isfinite(peak):
+            peak = self._sum(sources, clean=True)
+        if self._limiter.wanted(at, peak):
+            self.limited_frames += self._limiter.limit(at, self._bus, self._rectified)
+
+    def _sources(self, offset: int, stems: Block, dry: Block | None, clicking: bool) -> list[Block | None]:
+        """Return this run of the stems, the monitor and the click; ``None`` for silence."""
+        frames = self._frames
+        sources: list[Block | None] = [stems if len(stems) == frames else stems[offset : offset + frames], None, None]
+        if self._dry and dry is not None:
+            for column, channel in enumerate(self._dry):
+                self._dry_block[:, column] = dry[offset : offset + frames, channel]
+            sources[_DRY] = self._dry_block
+        if clicking:
+            sources[_CLICK] = self._click_block
+        return sources
+
+    def _sum(self, sources: list[Block | None], clean: bool) -> float:
+        """Bring every strip's sound to its slots, scale it, add it up on the bus; return the bus's peak.
+
+        With ``clean``, samples that are not finite become 0 first, and their frames are counted.
+        """
+        if self._routing.holes:
+            self._packed.fill(0)  # it was added up in place
+        for copy, target in self._copies:
+            source = sources[copy.source]
+            target[...] = 0 if source is None else copy.of(source)
+        if clean:
+            self._clean()
+        np.multiply(self._packed, self._gain, out=self._packed)
         for first, second, total in self._sums:
             np.add(first, second, out=total)
-        for source, target in self._moves:
-            target[...] = source
-        self._finish(at)
-        self._metered_frames += frames
+        for moved, target in self._moves:
+            target[...] = moved
+        np.abs(self._bus, out=self._rectified)
+        return float(np.maximum.reduce(self._rectified, axis=None, initial=0))
 
-    def _gather(self, at: int, offset: int, stems: Sequence[Block], dry: Block | None, tempo_map: TempoMap) -> None:
-        """Bring every strip's sound of this run into its columns."""
-        frames = self._frames
-        blocks = [stem if len(stem) == frames else stem[offset : offset + frames] for stem in stems]
-        if self._dry:
-            for column, channel in enumerate(self._dry):
-                self._dry_block[:, column] = 0 if dry is None else dry[offset : offset + frames, channel]
-            blocks.append(self._dry_block)
-        if self._clicks:
-            self._clicks.render(at, tempo_map, self._click_block)
-            blocks.append(self._click_block)
-        for target, strip, channels in self._copies:
-            target[...] = blocks[strip] if channels is None else blocks[strip][:, channels]
-
-    def _guard(self) -> None:
-        """Meter the strips; where a peak is not finite, replace such samples by 0 first and count them."""
-        np.abs(self._packed, out=self._scaled)
-        np.maximum.reduce(self._scaled, axis=0, out=self._peak)
-        if not math.isfinite(self._peak.max(initial=0)):
-            bad = ~np.isfinite(self._packed)
-            for index, columns in enumerate(self._routing.of_strip):
-                self.nan_frames[index] += np.count_nonzero(bad[:, columns].any(axis=1))
-            self._packed[bad] = 0
-            np.abs(self._packed, out=self._scaled)
-            np.maximum.reduce(self._scaled, axis=0, out=self._peak)
-        np.maximum(self._top, self._peak, out=self._top)
-        np.multiply(self._packed, self._packed, out=self._scaled)
-        np.add.reduce(self._scaled, axis=0, out=self._peak)
-        np.add(self._power, self._peak, out=self._power)
-
-    def _finish(self, at: int) -> None:
-        """Limit and meter the outputs."""
-        bus = self._bus
-        np.abs(bus, out=self._rectified)
-        np.maximum.reduce(self._rectified, axis=0, out=self._bus_peak)
-        if self._limiter.wanted(at, self._bus_peak.max()):
-            self.limited_frames += self._limiter.limit(at, bus, self._rectified)
-            np.abs(bus, out=self._rectified)
-            np.maximum.reduce(self._rectified, axis=0, out=self._bus_peak)
-        np.maximum(self._bus_top, self._bus_peak, out=self._bus_top)
-        np.multiply(bus, bus, out=self._rectified)
-        np.add.reduce(self._rectified, axis=0, out=self._bus_peak)
-        np.add(self._bus_power, self._bus_peak, out=self._bus_power)
+    def _clean(self) -> None:
+        bad = ~np.isfinite(self._packed)
+        by_frame = bad.reshape(-1, self._frames, 2).transpose(1, 0, 2).reshape(self._frames, -1)
+        for index, columns in enumerate(self._routing.of_strip):
+            self.nan_frames[index] += np.count_nonzero(by_frame[:, columns].any(axis=1))
+        self._packed[bad] = 0
 
     def _jump(self) -> None:
         self._limiter.reset()
         if self._clicks:
             self._clicks.reset()
 
-    def _check_blocks(self, frames: int, stems: Sequence[Block], dry: Block | None) -> None:
-        if len(stems) != self._stems:
-            raise ValueError(f"{len(stems)} stems for {self._stems} strips; give one for each, in their order")
-        for strip, stem in zip(self._strips, stems, strict=False):
-            if stem.shape[0] < frames or stem.shape[1] != strip.channels:
-                raise ValueError(
-                    f"strip {strip.name!r}: a stem of shape {stem.shape}; it takes ({frames}, {strip.channels}), "
-                    "(frames, channels); are the axes swapped?"
-                )
+    def _check_blocks(self, frames: int, stems: Block, dry: Block | None) -> None:
+        if stems.shape[0] < frames or stems.shape[1] != self.columns.width:
+            raise ValueError(
+                f"a block of stems of shape {stems.shape} for {self._stems} strips; it takes "
+                f"({frames}, {self.columns.width}), (frames, columns); are the axes swapped?"
+            )
         if dry is not None and self._dry and (len(dry) < frames or dry.shape[1] != self._spec.inputs):
             raise ValueError(f"an input of shape {dry.shape}; the stream's is ({frames}, {self._spec.inputs})")
 
@@ -476,47 +467,85 @@ def _factors(strip: Strip) -> list[float]:
     return [gain * math.sin(min(1, left) * math.pi / 2), gain * math.sin(min(1, right) * math.pi / 2)]
 
 
+_STEMS, _DRY, _CLICK = range(3)
+"""Where sound comes from: the stems side by side, the monitor's channels, the click."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """``packed[:, column : column + width] = stem[:, channels]``; ``channels`` is ``None`` for the whole stem."""
+    """From columns of a source to slots that lie one after the other.
 
-    strip: int
-    channels: slice | None
+    ``kind`` says what becomes of a column: ``"pair"``, two of them are the two samples of a slot, and both begin
+    evenly, so that they are moved as one number; ``"both"``, one goes to both; ``"left"`` or ``"right"``, to one.
+    """
+
+    source: int
+    kind: str
     column: int
-    width: int
+    slot: int
+    count: int = 1
+
+    def after(self, before: _Copy) -> bool:
+        """Whether this goes on where ``before`` ends, so that they are one."""
+        step = 2 if self.kind == "pair" else 1
+        return (
+            (self.source, self.kind) == (before.source, before.kind)
+            and self.kind in ("pair", "both")
+            and self.slot == before.slot + before.count
+            and self.column == before.column + step * before.count
+        )
+
+    def target(self, packed: Floats, frames: int) -> npt.NDArray[np.generic]:
+        """Return the slots, shaped as :meth:`of` gives the sound for them."""
+        slots = packed[self.slot : self.slot + self.count]
+        if self.kind == "pair":
+            return slots.view(np.complex64)
+        samples = slots.reshape(self.count, frames, 2)
+        return samples if self.kind == "both" else samples[0, :, 0 if self.kind == "left" else 1]
+
+    def of(self, source: Block) -> npt.NDArray[np.generic]:
+        """Return the sound for the slots."""
+        if self.kind == "pair":
+            first = self.column // 2
+            return source.view(np.complex64)[:, first : first + self.count].T
+        if self.kind == "both":
+            return source.T[self.column : self.column + self.count, :, np.newaxis]
+        return source[:, self.column]
 
 
 class _Routing:
-    """Which column of the packed block carries which route.
+    """Which slot carries which route.
 
-    Outputs are taken two by two. All that goes to one pair lies in one run of columns, two columns a slot, left
-    and right, so that a stereo stem is one copy and a pair is summed by adding halves of its run.
+    Outputs are taken two by two. All that goes to one pair lies in one run of slots, each with a sample for the
+    left and one for the right output, and a pair is summed by adding halves of its run.
     """
 
-    def __init__(self, strips: Sequence[Strip], outputs: int) -> None:
-        self.width = outputs + outputs % 2
-        slots = self._slots(strips)
-        self.columns = 0
+    def __init__(self, strips: Sequence[Strip], stems: int, columns: Columns, outputs: int) -> None:
+        self.pairs = outputs - outputs // 2
+        self._outputs = outputs
+        self.slots = 0
         self.copies: list[_Copy] = []
-        self._pairs: list[tuple[int, int, int]] = []
+        self._runs: list[tuple[int, int, int]] = []
         column_of: dict[tuple[int, Route], int] = {}
-        for pair in sorted(slots):
-            self._pairs.append((pair, self.columns, len(slots[pair])))
-            for index, left, right in slots[pair]:
+        of_pair = self._slots_of_pairs(strips)
+        for pair in sorted(of_pair):
+            self._runs.append((pair, self.slots, len(of_pair[pair])))
+            for index, left, right in of_pair[pair]:
                 for output, channel in ((2 * pair, left), (2 * pair + 1, right)):
                     if channel is not None:
-                        column_of[index, (channel, output)] = self.columns + output % 2
-                self._copy(index, strips[index].channels, left, right)
-                self.columns += 2
+                        column_of[index, (channel, output)] = 2 * self.slots + output % 2
+                source = _STEMS if index < stems else _CLICK if strips[index].name == METRONOME else _DRY
+                first = columns.first[index] if index < stems else 0
+                self._copy(source, first, strips[index].channels, left, right)
+                self.slots += 1
+        self.slots = max(1, self.slots)  # without any strip, one that nothing goes to
+        self.holes = len(column_of) < 2 * self.slots  # slots of which one half carries nothing
         self.of_strip = [
             np.array([column_of[index, route] for route in _routes(strip)]) for index, strip in enumerate(strips)
         ]
-        self.order = np.concatenate([np.zeros(0, np.intp), *self.of_strip])
-        self.routes = np.array([len(columns) for columns in self.of_strip], np.intp)
-        self.starts = np.cumsum(self.routes) - self.routes
 
     @staticmethod
-    def _slots(strips: Sequence[Strip]) -> dict[int, list[tuple[int, int | None, int | None]]]:
+    def _slots_of_pairs(strips: Sequence[Strip]) -> dict[int, list[tuple[int, int | None, int | None]]]:
         """For each pair of outputs: strip, channel to the left one, channel to the right one."""
         slots: dict[int, list[tuple[int, int | None, int | None]]] = {}
         for index, strip in enumerate(strips):
@@ -527,34 +556,47 @@ class _Routing:
                 slots.setdefault(pair, []).extend((index, *ends) for ends in zip_longest(left, right))
         return slots
 
-    def _copy(self, index: int, channels: int, left: int | None, right: int | None) -> None:
-        if left is not None and right is not None and right - left in (0, 1):  # a mono channel is spread over both
-            part = None if channels == right - left + 1 else slice(left, right + 1)
-            self.copies.append(_Copy(index, part, self.columns, 2))
-            return
-        for column, channel in ((self.columns, left), (self.columns + 1, right)):
-            if channel is not None:
-                part = None if channels == 1 else slice(channel, channel + 1)
-                self.copies.append(_Copy(index, part, column, 1))
+    def _copy(self, source: int, first: int, channels: int, left: int | None, right: int | None) -> None:
+        """Note how a slot gets its sound; ``first`` is the strip's first column in its source."""
+        if left is not None and left == right:
+            self._add(_Copy(source, "both", first + left, self.slots))
+        elif left is not None and right == left + 1 and first % 2 == left % 2 == channels % 2 == 0:
+            self._add(_Copy(source, "pair", first + left, self.slots))
+        else:
+            for kind, channel in (("left", left), ("right", right)):
+                if channel is not None:
+                    self._add(_Copy(source, kind, first + channel, self.slots))
+
+    def _add(self, copy: _Copy) -> None:
+        if self.copies and copy.after(self.copies[-1]):
+            before = self.copies.pop()
+            copy = replace(before, count=before.count + 1)
+        self.copies.append(copy)
 
     def plan(
-        self, scaled: Floats, bus: Floats
+        self, packed: Floats, bus: Floats
     ) -> tuple[list[tuple[Floats, Floats, Floats]], list[tuple[Floats, Floats]]]:
-        """Return the additions and the moves that bring the columns of ``scaled`` to ``bus``, in order."""
+        """Return the additions and the moves that bring the slots of ``packed`` to ``bus``, in order."""
         sums: list[tuple[Floats, Floats, Floats]] = []
         moves: list[tuple[Floats, Floats]] = []
-        for pair, base, slots in self._pairs:
-            target = bus[:, 2 * pair : 2 * pair + 2]
+        for pair, base, slots in self._runs:
+            target = bus[pair : pair + 1]
             if slots == 1:
-                moves.append((scaled[:, base : base + 2], target))
+                moves.append((packed[base : base + 1], target))
             while slots > 1:
                 half = (slots + 1) // 2
-                width = 2 * (slots - half)
-                first = scaled[:, base : base + width]
-                second = scaled[:, base + 2 * half : base + 2 * half + width]
+                first, second = packed[base : base + slots - half], packed[base + half : base + slots]
                 sums.append((first, second, target if half == 1 else first))
                 slots = half
         return sums, moves
+
+    def outputs_of(self, bus: Floats, frames: int) -> list[tuple[slice, Floats]]:
+        """Return for each pair its outputs and, ``(frames, outputs)``, what goes there."""
+        of_outputs = []
+        for pair in range(self.pairs):
+            count = min(2, self._outputs - 2 * pair)
+            of_outputs.append((slice(2 * pair, 2 * pair + count), bus[pair].reshape(frames, 2)[:, :count]))
+        return of_outputs
 
 
 # -- what changes
@@ -589,18 +631,24 @@ class _Faders:
         self._end = at + self._ramp_frames
         self.moving = True
 
+    def hold(self, gain: Floats) -> None:
+        """Write the targets to ``gain``, ``(slots, 2 * frames)``."""
+        gain.reshape(len(gain), -1, 2)[...] = self.target.reshape(-1, 1, 2)
+
     def write(self, at: int, gain: Floats, scratch: Floats) -> None:
-        """Write the gains of ``len(gain)`` frames from ``at`` on; both arrays are (frames, columns)."""
+        """Write the gains from frame ``at`` on; both arrays are ``(slots, 2 * frames)``."""
         if at >= self._end:
-            gain[...] = self.target
+            self.hold(gain)
             self.moving = False
             return
-        np.add(self._steps[: len(gain)], self._elapsed(at), out=scratch)  # whole numbers, exact in float32
+        gain, scratch = gain.reshape(len(gain), -1, 2), scratch.reshape(len(scratch), -1, 2)
+        elapsed, target, origin = (a.reshape(-1, 1, 2) for a in (self._elapsed(at), self.target, self._origin))
+        np.add(self._steps[: gain.shape[1]], elapsed, out=scratch)  # whole numbers, exact in float32
         np.minimum(scratch, self._length, out=scratch)
         np.divide(scratch, self._length, out=scratch)
-        np.multiply(self.target, scratch, out=gain)
+        np.multiply(target, scratch, out=gain)
         np.subtract(np.float32(1), scratch, out=scratch)
-        np.multiply(self._origin, scratch, out=scratch)
+        np.multiply(origin, scratch, out=scratch)
         np.add(gain, scratch, out=gain)
 
     def _elapsed(self, at: int) -> Floats:
@@ -626,9 +674,9 @@ class _Limiter:
 
     def __init__(self, spec: StreamSpec, ceiling_db: float, pairs: int) -> None:
         self._ceiling = np.float32(10 ** (ceiling_db / 20))
-        exponents = np.arange(SEGMENT_FRAMES + 1)[:, np.newaxis] / (RELEASE_SECONDS * spec.samplerate)
+        exponents = np.arange(SEGMENT_FRAMES + 1) / (RELEASE_SECONDS * spec.samplerate)
         self._falling, self._rising = np.exp(-exponents), np.exp(exponents)
-        self._memory = np.zeros((SEGMENT_FRAMES, pairs))
+        self._memory = np.zeros((pairs, SEGMENT_FRAMES))
         self._held = np.zeros(pairs)
         self._releasing = False
         self._segment = 0
@@ -638,7 +686,7 @@ class _Limiter:
         self._held.fill(0)
         self._releasing = False
 
-    def wanted(self, at: int, peak: np.float32) -> bool:
+    def wanted(self, at: int, peak: float) -> bool:
         """Enter the run that starts at ``at``; return whether anything is to be done in it (NaN: yes)."""
         segment = at // SEGMENT_FRAMES
         if segment != self._segment and self._releasing:
@@ -649,27 +697,129 @@ class _Limiter:
         return self._releasing or not peak <= self._ceiling
 
     def limit(self, at: int, bus: Floats, rectified: Floats) -> int:
-        """Limit ``bus`` in place, given its absolute values; return in how many frames it was too loud."""
-        place = slice(at % SEGMENT_FRAMES, at % SEGMENT_FRAMES + len(bus))
-        envelope = self._memory[: len(bus)]
+        """Limit ``bus``, ``(pairs, 2 * frames)``, in place, given its absolute values; return in how many frames it
+        was too loud.
+        """
+        pairs, samples = bus.shape
+        place = slice(at % SEGMENT_FRAMES, at % SEGMENT_FRAMES + samples // 2)
+        envelope = self._memory[:, : samples // 2]
         np.nan_to_num(bus, copy=False)  # sums of huge stems may have run over
         np.nan_to_num(rectified, copy=False)
         np.maximum(rectified[:, 0::2], rectified[:, 1::2], out=envelope)
         np.maximum(envelope, self._ceiling, out=envelope)
         np.divide(self._ceiling, envelope, out=envelope)
         np.subtract(1, envelope, out=envelope)
-        limited = np.count_nonzero(envelope.any(axis=1))
+        limited = np.count_nonzero(envelope.any(axis=0))
         np.multiply(envelope, self._rising[place], out=envelope)
-        np.maximum(envelope[0], self._held, out=envelope[0])
-        np.maximum.accumulate(envelope, axis=0, out=envelope)
-        self._held[...] = envelope[-1]
+        np.maximum(envelope[:, 0], self._held, out=envelope[:, 0])
+        np.maximum.accumulate(envelope, axis=1, out=envelope)
+        self._held[...] = envelope[:, -1]
         self._releasing = bool(self._held.any())
         np.multiply(envelope, self._falling[place], out=envelope)
         np.subtract(1, envelope, out=envelope)
-        bus[:, 0::2] *= envelope
-        bus[:, 1::2] *= envelope
+        bus.reshape(pairs, -1, 2)[...] *= envelope[:, :, np.newaxis]
         np.clip(bus, -self._ceiling, self._ceiling, out=bus)  # rounding may leave one unit in the last place
         return int(limited)
+
+
+class _Meter:
+    """Peak and power of strips and outputs since they were read last."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        strips, stems, outputs = mixer._strips, mixer._stems, mixer._spec.outputs
+        self._stems = _Levels([(mixer.columns.first[row], strips[row].channels) for row in range(stems)],
+                              mixer.columns.width)  # fmt: skip
+        self._dry, self._channels = _Levels([(0, len(mixer._dry))], len(mixer._dry)), list(mixer._dry)
+        self._outputs = _Levels([(output, 1) for output in range(outputs)], outputs)
+        self._click_top, self._click_power = 0.0, 0.0
+        self._frames = 0
+        self._meters = np.zeros((len(strips) + outputs, 2), np.float32)
+        self._of_stems, self._of_outputs = self._meters[:stems], self._meters[len(strips) :]
+        self._of_dry = self._meters[stems : stems + bool(mixer._dry)]
+        self._of_click = self._meters[len(strips) - 1 : len(strips)] if mixer._clicks else self._meters[:0]
+
+    def click(self, block: Floats) -> None:
+        """Meter the metronome: its sound is kept nowhere, so this happens while it sounds."""
+        self._click_top = max(self._click_top, float(np.abs(block).max()))
+        self._click_power += float(np.vdot(block, block))
+
+    def add(self, stems: Block, dry: Block | None, out: Block) -> None:
+        """Meter frames of stems, input and outputs."""
+        with np.errstate(all="ignore"):
+            for start in range(0, len(out), METER_FRAMES):
+                part = slice(start, start + METER_FRAMES)
+                self._stems.add(stems[part])
+                self._outputs.add(out[part])
+                if self._channels and dry is not None:
+                    self._dry.add(dry[part, self._channels])
+        self._frames += len(out)
+
+    def read(self) -> Floats:
+        """Return peak and RMS by strip and output, and begin anew."""
+        frames = max(1, self._frames)
+        for levels, rows in (
+            (self._stems, self._of_stems),
+            (self._dry, self._of_dry),
+            (self._outputs, self._of_outputs),
+        ):
+            if len(rows):
+                levels.read(frames, rows)
+        self._of_click[:] = self._click_top, math.sqrt(self._click_power / frames)
+        self._click_top = self._click_power = 0.0
+        self._frames = 0
+        return self._meters
+
+
+class _Levels:
+    """Peak and power of some signals that lie side by side; each has its first column and its width."""
+
+    def __init__(self, signals: Sequence[tuple[int, int]], width: int) -> None:
+        self._order = np.array([first + k for first, count in signals for k in range(count)], np.intp)
+        self._widths = np.array([count for _, count in signals], np.intp)
+        self._starts = np.cumsum(self._widths) - self._widths
+        self._memory = np.zeros((2, METER_FRAMES * width), np.float32)
+        self._top, self._power = np.zeros(width, np.float32), np.zeros(width)
+
+    def add(self, block: Block) -> None:
+        """Meter ``(frames, width)``, at most :data:`METER_FRAMES`."""
+        frames, width = block.shape
+        narrow = width <= NARROW  # then a signal's frames are laid side by side, which is quicker to go through
+        shape = (width, frames) if narrow else (frames, width)
+        rectified, squares = (memory[: frames * width].reshape(shape) for memory in self._memory)
+        np.abs(block.T if narrow else block, out=rectified)
+        np.multiply(rectified, rectified, out=squares)
+        power = _reduced(np.add, squares, narrow)
+        if not math.isfinite(np.add.reduce(power)):
+            np.nan_to_num(rectified, copy=False, posinf=0)
+            np.multiply(rectified, rectified, out=squares)
+            power = _reduced(np.add, squares, narrow)
+        np.add(self._power, power, out=self._power)
+        np.maximum(self._top, _reduced(np.maximum, rectified, narrow), out=self._top)
+
+    def read(self, frames: int, rows: Floats) -> None:
+        """Write peak and RMS over ``frames`` to the signals' rows, and begin anew."""
+        np.maximum.reduceat(self._top[self._order], self._starts, out=rows[:, 0])
+        power = np.add.reduceat(self._power[self._order], self._starts) / self._widths
+        rows[:, 1] = np.sqrt(power / frames)
+        self._top.fill(0)
+        self._power.fill(0)
+
+
+def _reduced(ufunc: np.ufunc, block: Floats, narrow: bool) -> Floats:
+    """Reduce a block over its frames. ``(frames, width)`` goes half upon half, several times as fast as row by row;
+    what is narrow comes as ``(width, frames)``.
+    """
+    if narrow:
+        along: Floats = ufunc.reduce(block, axis=1)
+        return along
+    frames = len(block)
+    while frames > 8:
+        half = (frames + 1) // 2
+        first = block[: frames - half]
+        ufunc(first, block[half:frames], out=first)
+        frames = half
+    reduced: Floats = ufunc.reduce(block[:frames], axis=0)
+    return reduced
 
 
 def _dry_channels(monitor: Monitor, inputs: int) -> tuple[int, ...]:
@@ -703,21 +853,23 @@ class _Clicks:
         self._map = None
         self._sounding.clear()
 
-    def render(self, at: int, tempo_map: TempoMap, block: Floats) -> None:
-        """Write the frames from ``at`` on to ``block``, ``(frames, 1)``."""
+    def render(self, at: int, tempo_map: TempoMap, block: Floats) -> bool:
+        """Write the frames from ``at`` on to ``block``, ``(frames, 1)``, if a click sounds; say whether one does."""
         if tempo_map is not self._map:
             self._find(at, tempo_map)
         while self._frame < at + len(block):
             if self._on if self._bar >= 0 else self._count_in:
                 self._sounding.append((self._frame, self._beat if self._index else self._downbeat))
             self._advance(tempo_map)
+        if not self._sounding:
+            return False
         block.fill(0)
-        if self._sounding:
-            for onset, click in self._sounding:
-                into, skip = max(0, onset - at), max(0, at - onset)
-                frames = min(len(block) - into, len(click) - skip)
-                block[into : into + frames] += click[skip : skip + frames]
-            self._sounding = [entry for entry in self._sounding if entry[0] + len(entry[1]) > at + len(block)]
+        for onset, click in self._sounding:
+            into, skip = max(0, onset - at), max(0, at - onset)
+            frames = min(len(block) - into, len(click) - skip)
+            block[into : into + frames] += click[skip : skip + frames]
+        self._sounding = [entry for entry in self._sounding if entry[0] + len(entry[1]) > at + len(block)]
+        return True
 
     def _find(self, at: int, tempo_map: TempoMap) -> None:
         """Go to the first click at or after frame ``at``."""

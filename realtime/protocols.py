@@ -181,11 +181,15 @@ class SpanRequest:
     seed
         Differs for every agent and span, the same on replay.
     attempt
-        0 is the speculative question, 1 the final one.
+        0 is the speculative question, 1 the final one, 2 asks to carry on from ``after``.
     heard
         Views of the past up to ``context_end``; ``None`` only while the request travels.
     plans, chart, actions
         What the agents this one follows will play; the chart over the span; what was pressed since the last one.
+    song_bar
+        Bar of the song that is played in this bar: another one than ``span.bar`` after a seek or in a loop.
+    after
+        Where the sound of the span before comes from, in a question to carry on.
     """
 
     agent: str
@@ -200,6 +204,8 @@ class SpanRequest:
     plans: tuple[Plan, ...] = ()
     chart: tuple[Chord, ...] = ()
     actions: tuple[Action, ...] = ()
+    song_bar: int = 0
+    after: Origin | None = None
     heard: Heard | None = field(default=None, compare=False)
 
     @property
@@ -267,6 +273,13 @@ class Agent(Protocol):
         """Take up the state that :meth:`snapshot` gave."""
 
 
+class Continues(Protocol):
+    """An agent that can also say how its own last span goes on, without listening: what plays if it fails."""
+
+    def carry_on(self, request: SpanRequest) -> Clip | None:
+        """Continue ``request.after`` over the span; ``None`` if it has no continuation. Changes no state."""
+
+
 class Process(Protocol):
     """What a stream drives: the engine. Called on the stream's one thread."""
 
@@ -274,6 +287,8 @@ class Process(Protocol):
     """Input frames taken so far, in output time."""
     mixed: int
     """Output frames made so far."""
+    played: int
+    """Frame that leaves for the loudspeaker now, as a live stream tells it; -1 on a virtual clock."""
     stopped: bool
     """True once the last frame was made."""
 

@@ -94,6 +94,13 @@ class ForcedTiming:
         """Return what the request might know."""
         return int(self._requests[part.name, turn.span.bar, str(turn.span.beat), attempt]["context_end"])
 
+    def due_context(self, now: int) -> None:
+        """Return None: a take does not say what should have been heard."""
+
+    def playhead(self) -> int:
+        """Return -1: time is virtual."""
+        return -1
+
 
 class ReplayPort(InlinePort):
     """Answers a request with what the take says was answered."""
@@ -101,6 +108,10 @@ class ReplayPort(InlinePort):
     def __init__(self, runner: AgentRunner, script: Script) -> None:
         super().__init__(runner, 0, self._delay_of)
         self._replies = script.replies
+
+    def continues(self) -> bool:
+        """Return True: who could not carry on was not asked to, and the take's lines say who was asked."""
+        return True
 
     def _line(self, request: SpanRequest) -> Mapping[str, Any] | None:
         return self._replies.get((request.agent, request.span.bar, str(request.span.beat), request.attempt))

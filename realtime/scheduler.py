@@ -2,8 +2,13 @@
 
 For every span the agent is asked twice: a *speculative* request goes out when the span before begins, so that
 something fitting exists, and the *final* one at the commit point, ``budget`` before the deadline, with all that was
-heard and pressed until then. The deadline is the first frame of the crossfade into the span. There the best answer
-at hand is taken, down a ladder (design: section 5), and the agent is told what really sounded.
+heard and pressed until then. As soon as the final answer is in, an agent that can is asked to *carry on* from it over
+the span after: that lies ready a span ahead, should the agent die. The deadline is the first frame of the crossfade
+into the span. There the best answer at hand is taken, down a ladder (design: section 5), and the agent is told what
+really sounded.
+
+Nothing an agent's process sends is trusted: an answer that nobody asked for, of another length or span, not finite or
+damaged, is counted and held for late.
 
 All frames here are positions of the mixing cursor, so the scheduler knows neither wall clocks nor devices; the engine
 cuts its blocks at :meth:`Part.next_event`, and the result does not depend on block sizes. Engine thread only.
@@ -18,14 +23,32 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Protocol
 
+import numpy as np
+
 from realtime.clock import TempoMap
 from realtime.messages import encode
 from realtime.protocols import Action, Chord, Clip, Log, Origin, Plan, Span, SpanRequest
 from realtime.voice import NEVER, Material, Voice, place_clip
 
-SPECULATIVE, FINAL = 0, 1
+SPECULATIVE, FINAL, CONTINUATION = 0, 1, 2
 ACTIONS_KEPT = 64
-REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_LAST_BAR, RUNG_FADE = 0, 1, 2, 4, 5
+QUESTIONS_KEPT = 64
+"""So many questions back, an answer is late and not one that nobody asked for."""
+REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION, RUNG_LAST_BAR, RUNG_FADE = range(6)
+NO_SLOT, QUEUE_FULL = "no free clip slot", "request queue full"
+"""Why a question cannot be sent to an agent that does not keep up; a span that is asked for in vain is late."""
+SUPERSEDED = "superseded"
+"""The fault of a speculative answer that was given up for the final one; it says nothing against the agent."""
+
+LEDGER = (
+    "rest", "final", "speculative", "continuation", "last_bar", "fade", "sounding", "faults", "finals", "late_finals",
+    "late_in_a_row", "faulty_in_a_row", "good", "generation", "budget_frames", "heard_margin", "request_margin",
+    "ready_margin", "mixed_margin", "ready_margin_min",
+)  # fmt: skip
+"""What :meth:`Part.ledger` tells, in order: spans by rung; the rung that sounds (-1: none yet); faulty answers;
+finals asked, late, late in a row; faulty answers in a row; usable answers since this generation of the worker took
+over; the generation; the budget; margins of the latest span in frames (negative: late) and the least margin of an
+answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +68,15 @@ class Port(Protocol):
 
     def armed(self) -> bool:
         """Whether the agent is loaded and takes requests."""
+
+    def continues(self) -> bool:
+        """Whether the agent can carry on from its last span."""
+
+    def generation(self) -> int:
+        """How often the agent's process has been replaced."""
+
+    def renew(self) -> None:
+        """Take up the present generation: what was asked of the former and not answered will not come."""
 
     def budget_frames(self) -> int:
         """How long the agent takes for a span at most, with hand-over, as known now."""
@@ -77,6 +109,12 @@ class Timing(Protocol):
     def context_end(self, part: Part, turn: Turn, attempt: int, now: int) -> int:
         """Last input frame (exclusive) the agent may use."""
 
+    def due_context(self, now: int) -> int | None:
+        """What ought to be heard by frame ``now``; ``None`` where that is not known."""
+
+    def playhead(self) -> int:
+        """Frame that leaves for the loudspeaker now; -1 where time is virtual."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -89,12 +127,16 @@ class Answer:
 
 @dataclass(slots=True)
 class Asked:
-    """One request of a turn and its answer."""
+    """One request of a turn and its answer; when it went out, when it was to, and what was to be heard by then."""
 
     request: SpanRequest
     posted: int
+    due: int
+    due_context: int
+    note: str = ""  # why it could not be sent
     reply: Reply | None = None
     arrived: int = NEVER
+    released: bool = False
 
     @property
     def usable(self) -> bool:
@@ -178,16 +220,21 @@ class LiveTiming:
         Frames mixed ahead: at frame f of the mixing cursor, the player is heard up to ``f - lead``.
     heard
         Returns the end of the input taken so far.
+    played
+        Returns the frame that leaves for the loudspeaker, -1 where time is virtual.
     """
 
-    def __init__(self, lead: int, heard: Callable[[], int]) -> None:
-        self._lead = lead
-        self._heard = heard
+    def __init__(self, lead: int, heard: Callable[[], int], played: Callable[[], int] = lambda: -1) -> None:
+        self._lead, self._heard, self._played = lead, heard, played
 
     def post_frame(self, part: Part, turn: Turn, attempt: int) -> int:
-        """Return the commit point for the final request, the beginning of the span before for the other."""
+        """Return the commit point for the final request, the beginning of the span before for the speculative one;
+        to carry on is asked as soon as it can be.
+        """
+        if attempt == CONTINUATION:
+            return 0
         latest = part.deadline(turn) - 1  # an agent that takes no time, or a span shorter than a join, is asked too
-        begin = min(part.current.start if part.current is not None else 0, latest)
+        begin = min(part.current.start + part.stagger_frames if part.current is not None else 0, latest)
         commit = max(begin, min(latest, part.deadline(turn) - part.notice_frames()))
         if attempt == FINAL:
             return commit
@@ -196,6 +243,27 @@ class LiveTiming:
     def context_end(self, part: Part, turn: Turn, attempt: int, now: int) -> int:
         """Return what the player was heard up to when frame ``now`` is mixed."""
         return min(self._heard(), now - self._lead)
+
+    def due_context(self, now: int) -> int:
+        """Return what the player ought to be heard up to by then."""
+        return max(0, now - self._lead)
+
+    def playhead(self) -> int:
+        """Return what the stream told last."""
+        return self._played()
+
+
+def clip_fault(clip: Clip, request: SpanRequest, channels: int, longest_lead_in: int) -> str:
+    """Say what is wrong with an answer's sound; an empty string if nothing is."""
+    if not 0 <= clip.lead_in <= longest_lead_in:
+        return f"a lead-in of {clip.lead_in} frames; 0 to {longest_lead_in} are allowed"
+    shape = (clip.lead_in + request.frames, channels)
+    if clip.audio.shape != shape or clip.audio.dtype != np.float32:
+        return f"clip of {clip.audio.dtype} {clip.audio.shape} where float32 {shape} was asked for"
+    flat = clip.audio.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        power = np.dot(flat, flat)  # a quarter of the time of looking at each sample; huge ones are looked at below
+    return "" if np.isfinite(power) or np.isfinite(flat).all() else "NaN or infinity in the clip"
 
 
 class Part:
@@ -215,6 +283,9 @@ class Part:
         Chords of each bar, repeating.
     log
         Takes the ledger's lines.
+    order
+        Its place in the band. Each later one is asked and decides a quarter of a join earlier than the one before,
+        so that no block carries the work of all.
     """
 
     def __init__(
@@ -228,61 +299,99 @@ class Part:
         seed: int = 0,
         chart: Sequence[tuple[Chord, ...]] = (),
         log: Log = lambda line: None,
+        order: int = 0,
     ) -> None:
         self.name, self.port, self.voice = name, port, voice
+        self.stagger_frames = stagger_frames(order, voice.join_frames)
         self.follows: tuple[Part, ...] = ()
         self.followers: tuple[Part, ...] = ()
         self.current: Turn | None = None
         self.coming: Turn | None = None
+        self.quarantined = False
         self.rungs: dict[int, int] = {}
         self.faults = 0
         self._grid, self._first_bar, self._seed, self._chart, self._log = grid, first_bar, seed, chart, log
+        self._beyond: Turn | None = None  # the span after the coming one, while only its continuation is asked for
         self._good: Turn | None = None  # the last turn in which an answer of the agent sounded
         self._gone: list[Turn] = []  # turns whose sound may still be in a crossfade; let go at the next decision
         self._actions: deque[Action] = deque(maxlen=ACTIONS_KEPT)
+        self._questions: deque[tuple[int, Fraction, int]] = deque(maxlen=QUESTIONS_KEPT)
+        self._generation = port.generation()
+        self._finals = self._late_finals = self._late_in_a_row = 0
+        self._faulty_in_a_row = self._good_answers = 0
+        self._margins = dict.fromkeys(("heard", "request", "ready", "mixed"), 0)
+        self._least_margin = NEVER
 
     # What the engine asks
 
     def deadline(self, turn: Turn) -> int:
-        """First frame of the crossfade into a turn; the session's beginning has none before it."""
-        return max(0, turn.start - self.voice.join_frames)
+        """First frame of the crossfade into a turn, or a little before; the session's beginning has none."""
+        return max(0, turn.start - self.voice.join_frames - self.stagger_frames)
 
     def notice_frames(self) -> int:
         """Frames before the deadline at which the final request goes out: its own budget and its followers'."""
-        return self.port.budget_frames() + max((part.notice_frames() for part in self.followers), default=0)
+        own = self.port.budget_frames()
+        needed = (part.stagger_frames + part.notice_frames() for part in self.followers)
+        return max(own, own + max(needed, default=0) - self.stagger_frames)
 
     def next_event(self, tempo_map: TempoMap, timing: Timing) -> int:
         """Frame of the next thing to do, in the past if something is due."""
         turn = self._turn(tempo_map)
         due = [self.deadline(turn), self.port.next_due()]
-        due += [
-            timing.post_frame(self, turn, attempt) for attempt in (SPECULATIVE, FINAL) if attempt not in turn.asked
-        ]
+        if self._may_ask():
+            due += [
+                timing.post_frame(self, turn, attempt)
+                for attempt in (SPECULATIVE, FINAL)
+                if attempt not in turn.asked
+            ]
+            target, _ = self._to_carry_on(tempo_map)
+            if target is not None:
+                due.append(timing.post_frame(self, target, CONTINUATION))
         return min(due + self._late_joins())
 
     def act(self, now: int, tempo_map: TempoMap, timing: Timing) -> bool:
         """Do what is due at frame ``now``; return whether there was anything."""
         turn = self._turn(tempo_map)
         done = self._collect(now)
-        for attempt in (SPECULATIVE, FINAL):
-            if attempt not in turn.asked and timing.post_frame(self, turn, attempt) <= now < max(
-                1, self.deadline(turn)
-            ):
-                self._ask(turn, attempt, now, tempo_map, timing)
-                done = True
+        if self.port.generation() != self._generation:
+            self._renew(now)
+            done = True
+        if self._may_ask() and now < max(1, self.deadline(turn)):
+            for attempt in (SPECULATIVE, FINAL):
+                if attempt not in turn.asked and timing.post_frame(self, turn, attempt) <= now:
+                    self._ask(turn, attempt, now, tempo_map, timing)
+                    done = True
         done = self._collect(now) or done
         late = self._late_answer()
         if late is not None and self.current is not None and now in self._late_joins():
             self._join_late(self.current, late, now)
             done = True
         if now >= self.deadline(turn):
-            self._decide(turn, now)
+            self._decide(turn, now, timing)
             done = True
-        return done
+        return self._carry_on(now, tempo_map, timing) or done
 
     def press(self, action: Action) -> None:
         """Hand an action to the agent with the next final request; of too many the latest are kept."""
         self._actions.append(action)
+
+    def quarantine(self) -> None:
+        """Ask the agent for nothing any more; its stem fades out with the span that sounds or was decided."""
+        self.quarantined = True
+
+    def set_grid(self, grid: Fraction) -> None:
+        """Take spans of ``grid`` beats, 0 for bars, from the span after the coming one on."""
+        self._grid = grid
+
+    def ledger(self) -> list[int]:
+        """Return how the part stands: :data:`LEDGER`."""
+        return [
+            *(self.rungs.get(rung, 0) for rung in range(RUNG_FADE + 1)),
+            self.current.rung if self.current is not None else -1,
+            self.faults, self._finals, self._late_finals, self._late_in_a_row, self._faulty_in_a_row,
+            self._good_answers, self._generation, self.port.budget_frames(), *self._margins.values(),
+            self._least_margin if self._least_margin < NEVER else 0,
+        ]  # fmt: skip
 
     def retime(self, tempo_map: TempoMap, now: int) -> None:
         """Follow a new tempo map: what sounds is cut at its beats, and those still to come are placed anew."""
@@ -312,15 +421,26 @@ class Part:
     # Requests and replies
 
     def _turn(self, tempo_map: TempoMap) -> Turn:
+        """Return the coming turn, which begins where the one before ends."""
         if self.coming is None:
             before = self.current.span if self.current else None
-            self.coming = Turn(next_span(before, self._grid, tempo_map, self._first_bar))
+            span = next_span(before, self._grid, tempo_map, self._first_bar)
+            beyond, self._beyond = self._beyond, None
+            if beyond is not None and beyond.span != span:  # the grid or the meter has changed since
+                self._release(beyond)
+                beyond = None
+            self.coming = beyond or Turn(span)
             self.coming.settle(tempo_map)
         return self.coming
 
-    def _ask(self, turn: Turn, attempt: int, now: int, tempo_map: TempoMap, timing: Timing) -> None:
-        final = attempt == FINAL
-        actions = tuple(self._actions)
+    def _may_ask(self) -> bool:
+        return not self.quarantined and self.port.armed()
+
+    def _ask(
+        self, turn: Turn, attempt: int, now: int, tempo_map: TempoMap, timing: Timing, after: Origin | None = None
+    ) -> None:
+        actions = () if attempt == CONTINUATION else tuple(self._actions)
+        song_bar = tempo_map.song_bar(turn.span.bar)
         request = SpanRequest(
             agent=self.name,
             span=turn.span,
@@ -332,14 +452,19 @@ class Part:
             seed=span_seed(self._seed, self.name, turn.span),
             attempt=attempt,
             plans=tuple(plan for leader in self.follows for plan in leader.plans_for(turn.span)),
-            chart=chart_over(self._chart, turn.span),
+            chart=chart_over(self._chart, replace(turn.span, bar=song_bar)),
             actions=actions,
+            song_bar=song_bar,
+            after=after,
         )
-        turn.asked[attempt] = Asked(request, now)
-        turn.note = self.port.post(request) if self.port.armed() else "loading"
-        if turn.note:
+        due, due_context = max(0, timing.post_frame(self, turn, attempt)), timing.due_context(now)
+        turn.asked[attempt] = Asked(request, now, due, request.context_end if due_context is None else due_context)
+        turn.asked[attempt].note = self.port.post(request)
+        if turn.asked[attempt].note:
             return
-        if final:
+        self._questions.append((turn.span.bar, turn.span.beat, attempt))
+        if attempt == FINAL:
+            self._finals += 1
             self._actions.clear()
         self._log(
             {
@@ -363,13 +488,52 @@ class Part:
                 return (Plan(self.name, asked.answer.clip.origin),)
         return ()
 
+    def _carry_on(self, now: int, tempo_map: TempoMap, timing: Timing) -> bool:
+        """Ask how what sounds next goes on, as soon as that is known; return whether it was asked."""
+        target, source = self._to_carry_on(tempo_map) if self._may_ask() else (None, None)
+        if target is None or source is None or timing.post_frame(self, target, CONTINUATION) > now:
+            return False
+        if target is not self.coming:
+            self._beyond = target
+        self._ask(target, CONTINUATION, now, tempo_map, timing, after=source.clip.origin)
+        return True
+
+    def _to_carry_on(self, tempo_map: TempoMap) -> tuple[Turn | None, Answer | None]:
+        """Return the turn for which a continuation is to be asked, and what it goes on from.
+
+        That is the turn beyond the coming one once the final answer to that is in; else the coming one, from what
+        was decided for the one before it.
+        """
+        coming, current = self.coming, self.current
+        if coming is None or not self.port.continues():
+            return None, None
+        final = coming.asked.get(FINAL)
+        if final is not None and final.usable:
+            if final.answer is None or self._beyond is not None:
+                return None, None
+            beyond = Turn(next_span(coming.span, self._grid, tempo_map))
+            beyond.settle(tempo_map)
+            return beyond, final.answer
+        if current is None or current.used is None or CONTINUATION in coming.asked:
+            return None, None
+        return (coming, current.used) if current.rung in PLAYED else (None, None)
+
     def _collect(self, now: int) -> bool:
+        """Take the replies that are in."""
         found = False
         while (reply := self.port.take(now)) is not None:
             found = True
-            asked = self._asked(reply)
+            turn, asked = self._asked(reply)
+            if turn is None or asked is None:
+                self._stray(reply, now)
+                continue
+            reply = self._vetted(reply, asked.request)
             arrived = self._arrival(reply, now)
-            if reply.fault:
+            if not reply.fault:
+                self._faulty_in_a_row = 0
+                self._good_answers += 1
+            elif reply.fault != SUPERSEDED:
+                self._faulty_in_a_row += 1
                 self.faults += 1
             self._log(
                 {
@@ -384,11 +548,17 @@ class Part:
                     "origin": encode(reply.clip.origin) if reply.clip else None,
                 }
             )
-            if asked is None:
-                self.port.release(reply)
-            else:
-                asked.reply, asked.arrived = reply, arrived
+            asked.reply, asked.arrived = reply, arrived
+            if turn is self.current and reply.attempt not in _CLIMBS[turn.rung]:
+                self._drop(asked)
         return found
+
+    def _vetted(self, reply: Reply, request: SpanRequest) -> Reply:
+        """Return the reply, or a fault in its place if its sound is not what was asked for."""
+        if reply.clip is None or reply.fault:
+            return replace(reply, clip=None)
+        fault = clip_fault(reply.clip, request, self.voice.channels, self.voice.join_frames)
+        return replace(reply, clip=None, fault=fault) if fault else reply
 
     def _arrival(self, reply: Reply, now: int) -> int:
         """Return when a reply is held to be in.
@@ -400,54 +570,97 @@ class Part:
             return max(now, self.deadline(self.current) + 1)
         return now
 
-    def _asked(self, reply: Reply) -> Asked | None:
-        """Return the request that a reply answers, if its sound may still be wanted."""
-        for turn in (self.coming, self.current):
+    def _asked(self, reply: Reply) -> tuple[Turn | None, Asked | None]:
+        """Return the turn and the request that a reply answers, if it was waited for."""
+        for turn in (self.coming, self.current, self._beyond):
             if turn is not None and turn.is_for(reply):
-                if turn is self.current and turn.rung == RUNG_FINAL:
-                    return None
                 asked = turn.asked.get(reply.attempt)
-                return asked if asked is not None and asked.reply is None else None
-        return None
+                return turn, asked if asked is not None and asked.reply is None else None
+        return None, None
+
+    def _stray(self, reply: Reply, now: int) -> None:
+        """Let go of a reply that nobody waits for: it comes long after its span, or nobody asked."""
+        late = (reply.span.bar, reply.span.beat, reply.attempt) in self._questions
+        if not late:
+            self.faults += 1
+            self._faulty_in_a_row += 1
+        why = reply.fault or ("its span is over or was answered" if late else "an answer that nobody asked for")
+        self._log({"type": "stray", **_place(reply.span), "agent": self.name, "attempt": reply.attempt,
+                   "arrived": now, "fault": why})  # fmt: skip
+        self.port.release(reply)
+
+    def _renew(self, now: int) -> None:
+        """Take up a new generation of the agent's process: what was asked of the one before is asked again."""
+        self.port.renew()
+        self._generation = self.port.generation()
+        self._good_answers = self._faulty_in_a_row = self._late_in_a_row = 0
+        lost = 0
+        for turn in (self.current, self.coming, self._beyond):
+            waiting = [asked for asked in turn.asked.values() if asked.reply is None] if turn is not None else []
+            for asked in waiting:
+                assert turn is not None
+                del turn.asked[asked.request.attempt]
+                turn.note = "lost"
+                self._actions.extendleft(reversed(asked.request.actions if asked.request.final else ()))
+                lost += 1
+        if self._beyond is not None and not self._beyond.asked:
+            self._beyond = None
+        self._log({"type": "worker", "agent": self.name, "frame": now, "generation": self._generation,
+                   "event": "lost", "requests": lost})  # fmt: skip
 
     # The ladder
 
-    def _decide(self, turn: Turn, now: int) -> None:
+    def _decide(self, turn: Turn, now: int, timing: Timing) -> None:
         turn.rung, turn.used, cause = self._best(turn)
         if turn.used is not None:
             self._lay(turn, turn.used, from_frame=turn.start)
         else:
             self.voice.join(turn.start, None)
-        played = turn.used is not None and turn.rung in (RUNG_FINAL, RUNG_SPECULATIVE)
+        played = turn.used is not None and turn.rung in PLAYED
         self.rungs[turn.rung] = self.rungs.get(turn.rung, 0) + 1
-        self._tell(turn, now, cause)
-        if self.port.armed():
+        self._count_final(turn.asked.get(FINAL))
+        self._tell(turn, now, cause, timing)
+        if not self.quarantined:  # one that is not there now is told when it is
             self.port.confirm(turn.span, turn.used.clip.origin if turn.used is not None else None)
         before, self.current, self.coming = self.current, turn, None
         good, self._good = self._good, turn if played else self._good
+        self._drop_unused(turn)
         self._let_go(before, good)
 
     def _best(self, turn: Turn) -> tuple[int, Answer | None, str]:
         """Return rung, what to play (None: silence) and why it is not the final answer."""
+        if self.quarantined:
+            return (REST if self._good is None else RUNG_FADE), None, "quarantined"
         final, speculative = turn.asked.get(FINAL), turn.asked.get(SPECULATIVE)
-        if self._good is None and (final is None or turn.note):
-            return REST, None, turn.note or "not asked"
         cause = self._cause(turn, final)
+        if self._good is None and (final is None or final.note):
+            return REST, None, cause
         if final is not None and final.usable:
             return (REST if final.answer is None else RUNG_FINAL), final.answer, ""
         if speculative is not None and speculative.usable:
             return (REST if speculative.answer is None else RUNG_SPECULATIVE), speculative.answer, cause
+        continuation = turn.asked.get(CONTINUATION)
+        if continuation is not None and continuation.answer is not None:
+            return RUNG_CONTINUATION, continuation.answer, cause
         if self._good is not None:
             return RUNG_LAST_BAR, self._good.used, cause
         return RUNG_FADE, None, cause
 
-    @staticmethod
-    def _cause(turn: Turn, final: Asked | None) -> str:
+    def _cause(self, turn: Turn, final: Asked | None) -> str:
+        """Say why there is no final answer."""
         if final is None:
-            return turn.note or "not asked"
+            return turn.note or ("not asked" if self.port.armed() else "loading")
         if final.reply is None:
-            return turn.note or "late"
+            return final.note or "late"
         return final.reply.fault
+
+    def _count_final(self, final: Asked | None) -> None:
+        """Count whether the final answer was there in time; one that could not be asked for says nothing."""
+        if final is None or final.note not in ("", NO_SLOT, QUEUE_FULL) or self.quarantined:
+            return
+        late = final.reply is None
+        self._late_finals += late
+        self._late_in_a_row = self._late_in_a_row + 1 if late else 0
 
     def _lay(self, turn: Turn, answer: Answer, from_frame: int, beat_end: int = NEVER) -> None:
         """Plan the joins of a clip over a turn from ``from_frame`` on; what sounds now ends at ``beat_end``."""
@@ -457,27 +670,36 @@ class Part:
         coming = [join for join in joins if join[0] >= from_frame]
         starts = [*(at for at, _ in coming), turn.start + turn.frames]
         if beat_end < NEVER and (sounding := self.voice.last) is not None:
-            self._end_softly(replace(sounding, end=min(beat_end, sounding.end)), from_frame, starts[0])
+            self._hold(replace(sounding, end=min(beat_end, sounding.end)), sounding.zero, from_frame, starts[0])
         for (at, material), following in zip(coming, starts[1:], strict=True):
             self.voice.join(at, material)
-            self._end_softly(material, at + self.voice.join_frames, following)
+            self._hold(material, at, at + self.voice.join_frames, following)
 
-    def _end_softly(self, material: Material, earliest: int, following: int) -> None:
-        """Plan the end of material that ends before ``following``: what is missing is its own tail again, if it is
-        no longer than a join (as it mostly is: a frame, from rounding), else silence.
+    def _hold(self, material: Material, begin: int, earliest: int, following: int) -> None:
+        """Let material that ends before ``following`` last until then: its tail sounds again, as often as it takes.
+
+        What is missing is mostly a frame, from rounding; in a bar that got slower it is a part of each beat, and a
+        tail heard twice is plainer than a hole. Nothing before frame ``begin`` is repeated, and nothing is joined
+        before ``earliest``.
         """
-        missing = following - material.end
-        if missing > self.voice.join_frames:
-            self.voice.join(max(earliest, material.end), None)
-        elif missing > 0:
-            self.voice.join(max(earliest, following - self.voice.join_frames), material.later(missing))
+        join, end = self.voice.join_frames, material.end
+        missing, there = following - end, end - begin - join
+        tail = missing if missing <= join else min(max(missing, 2 * join), there)
+        if tail > there or 0 < there < 2 * join < missing:  # too short to be heard twice without a click
+            self.voice.join(max(earliest, end), None)
+            return
+        while end < following:
+            at = end if following - end > join else following - join
+            material = material.later(tail)
+            self.voice.join(max(earliest, at), material)
+            end += tail
 
     def _late_answer(self) -> Answer | None:
         """Return an answer to the sounding turn that came after its deadline and would climb the ladder."""
         turn = self.current
-        if turn is None or turn.rung in (RUNG_FINAL, -1) or turn.rests:
+        if turn is None or turn.rests or self.quarantined:
             return None
-        for attempt in (FINAL,) if turn.rung == RUNG_SPECULATIVE else (FINAL, SPECULATIVE):
+        for attempt in _CLIMBS[turn.rung]:
             asked = turn.asked.get(attempt)
             if asked is not None and asked.answer is not None and asked.arrived > self.deadline(turn):
                 return asked.answer
@@ -507,28 +729,77 @@ class Part:
              "arrived": late.arrived}
         )  # fmt: skip
 
-    def _tell(self, turn: Turn, now: int, cause: str) -> None:
+    # The ledger
+
+    def _tell(self, turn: Turn, now: int, cause: str, timing: Timing) -> None:
+        deadline = self.deadline(turn)
         line: dict[str, object] = {
             "type": "span", **_place(turn.span), "agent": self.name, "start": turn.start, "frames": turn.frames,
-            "rung": turn.rung, "cause": cause, "deadline": self.deadline(turn), "decided": now,
+            "rung": turn.rung, "cause": cause, "deadline": deadline, "decided": now,
         }  # fmt: skip
-        asked = turn.asked.get(SPECULATIVE if turn.rung == RUNG_SPECULATIVE else FINAL)
+        asked = turn.asked.get(_ATTEMPT_OF.get(turn.rung, FINAL))
         if asked is not None and asked.reply is not None:
             line |= {"attempt": asked.request.attempt, "arrived": asked.arrived}
-            if asked.posted < self.deadline(turn):  # else there was no time to be early in: the session's beginning
+            if asked.posted < deadline:  # else there was no time to be early in: the session's beginning
                 ready = asked.posted + round(asked.reply.compute_seconds * asked.request.timeline.samplerate)
-                line["margin_frames"] = self.deadline(turn) - max(asked.arrived, ready)
-        self._log(line)
+                line["margin_frames"] = deadline - max(asked.arrived, ready)
+        self._log(line | {"hops": self._hops(turn.asked.get(FINAL), deadline, timing.playhead())})
+
+    def _hops(self, final: Asked | None, deadline: int, playhead: int) -> dict[str, list[int | None]]:
+        """Return when each step towards the span was wanted and when it came, in frames; remember the margins."""
+        hops: dict[str, list[int | None]] = {}
+        if final is not None:
+            known, ready = final.request.context_end, final.arrived if final.arrived < NEVER else None
+            hops = {"heard": [final.due_context, known], "request": [final.due, final.posted],
+                    "ready": [deadline, ready]}  # fmt: skip
+            self._margins["heard"], self._margins["request"] = known - final.due_context, final.due - final.posted
+            if ready is not None and final.posted < deadline:  # as above
+                self._margins["ready"] = deadline - ready
+                self._least_margin = min(deadline - ready, self._least_margin)
+        if playhead >= 0:
+            hops["mixed"] = [deadline, playhead]
+            self._margins["mixed"] = deadline - playhead
+        return hops
+
+    # Whose memory is whose
+
+    def _drop_unused(self, turn: Turn) -> None:
+        """Release the answers of a turn just decided that will not sound: those worse than what does."""
+        for asked in turn.asked.values():
+            if asked.reply is not None and (turn.used is None or asked.request is not turn.used.request):
+                self._drop(asked)
+
+    def _drop(self, asked: Asked) -> None:
+        if asked.reply is not None and not asked.released:
+            self.port.release(asked.reply)
+            asked.reply, asked.released = replace(asked.reply, clip=None), True
+
+    def _release(self, turn: Turn) -> None:
+        for asked in turn.asked.values():
+            self._drop(asked)
+        turn.asked.clear()
 
     def _let_go(self, *turns: Turn | None) -> None:
         """Release the clips of turns gone by; those named now are still in a crossfade and go the next time."""
         for turn in self._gone:
-            for asked in turn.asked.values():
-                if asked.reply is not None:
-                    self.port.release(asked.reply)
-            turn.asked.clear()
+            self._release(turn)
         unwanted = {id(turn): turn for turn in turns if turn is not None}
         self._gone = [turn for turn in unwanted.values() if turn is not self.current and turn is not self._good]
+
+
+PLAYED = (RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION)
+"""Rungs on which an answer of the agent sounds."""
+_CLIMBS: dict[int, tuple[int, ...]] = {
+    -1: (), REST: (FINAL, SPECULATIVE), RUNG_FINAL: (), RUNG_SPECULATIVE: (FINAL,),
+    RUNG_CONTINUATION: (FINAL, SPECULATIVE), RUNG_LAST_BAR: (FINAL, SPECULATIVE), RUNG_FADE: (FINAL, SPECULATIVE),
+}  # fmt: skip
+"""Answers that may be joined late where a span was decided on a rung."""
+_ATTEMPT_OF = {RUNG_SPECULATIVE: SPECULATIVE, RUNG_CONTINUATION: CONTINUATION}
+
+
+def stagger_frames(order: int, join_frames: int) -> int:
+    """Return how much earlier than the first of the band the agent in place ``order`` is asked and decides."""
+    return order * (join_frames // 4)
 
 
 def _place(span: Span) -> dict[str, object]:

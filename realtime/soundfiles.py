@@ -1,7 +1,7 @@
 """Reading sound files: any WAV, FLAC, AIFF, OGG or MP3, any rate, 1 to 64 channels. Wraps soundfile.
 
 A file that cannot be used ends in one :class:`ValueError`: a sentence that names the file, what was found, what is
-allowed and the likely slip.
+allowed and the likely slip. A stranger's file is opened in a process under limits (:mod:`realtime.foreign`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _ALLOWED = "WAV, FLAC, AIFF, OGG and MP3 can be read"
 _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF, 0x7FFFFFFF)
 """Chunk sizes that a writer leaves when it never came back to its header: not a sign of truncation."""
 _CHECK_FRAMES = 1 << 18
+_FRAMES_PER_BYTE = 1 << 16
+"""More than any format holds in a byte: what says so is a header that was damaged, or made up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,12 @@ def read(path: Path | str) -> tuple[Block, int]:
         As :class:`SoundFile` and :meth:`SoundFile.read` do.
     """
     with SoundFile(path) as file:
-        return file.read(0, file.info.frames), file.info.samplerate
+        try:
+            return file.read(0, file.info.frames), file.info.samplerate
+        except MemoryError:
+            raise ValueError(
+                f"{path} is too long to be held in memory: {file.info.seconds:.0f} s of {file.info.channels} channels"
+            ) from None
 
 
 def write(path: Path | str, audio: Block, samplerate: int, subtype: str | None = None) -> None:
@@ -151,6 +158,8 @@ def _open(path: Path) -> Any:
 
     if not path.exists():
         raise ValueError(f"{path}: there is no such file; give the path of a sound file, and mind the spelling")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no regular file, but a device or a pipe; give the path of a sound file")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the sound files in it, for instance {path}/*.wav")
     if path.stat().st_size == 0:
@@ -176,6 +185,8 @@ def _check_header(path: Path, found: SoundInfo, extra: str) -> None:
     for claimed, real in re.findall(r"^ *(?:data|SSND) *: *(\d+) \(should be (\d+)\)", extra, re.MULTILINE):
         if int(claimed) not in _UNKNOWN_LENGTHS and int(claimed) > int(real):
             raise ValueError(_truncated(path, f"says {claimed} bytes of sound, holds {real}"))
+    if found.frames > path.stat().st_size * _FRAMES_PER_BYTE:
+        raise ValueError(_truncated(path, f"says {found.frames} frames, in {path.stat().st_size} bytes"))
     if found.format == "OGG" and not _ogg_ends(path):
         raise ValueError(_truncated(path, "has no last page"))
     if found.frames < 1:

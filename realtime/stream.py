@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,9 +33,13 @@ IO_FIELDS = {
     "playhead": "i8",  # session frame that the device was given last ...
     "playhead_ns": "i8",  # ... and when
     "has_input": "i8",  # 0: nothing will ever come, silence is heard
-    "fill_min": "i8",  # least frames in the device's own ring since it opened, -1 before
+    "extra_lead": "i8",  # session frames to mix ahead beyond the lead: what this device holds back, or takes at once
+    "fill": "i8",  # session frames in the device's own ring
+    "fill_min": "i8",  # least device frames in it since it opened, -1 before
     "xruns": "i8",  # times that ring ran empty: this process was late
     "lost_frames": "i8",  # session frames that were never played for it
+    "lost_start": "i8",  # the session frames that were lost last, for whatever reason; both 0 before
+    "lost_end": "i8",
     "starved": "i8",  # times the engine had not mixed what was due
     "starved_frames": "i8",  # frames of silence played instead
     "overflows": "i8",  # times input was lost because this process was late
@@ -56,6 +60,10 @@ STREAM_FIELDS = {
     "stopped": "i8",
 }
 """What :class:`DeviceStream` tells, in one status block."""
+
+OUT_SECONDS = 30  # for how long it is known what became of a frame
+LOST_EMPTY, LOST_LATE, LOST_GONE, LOST_UNSEEN = -1, -2, -3, -4
+"""Why a frame did not go out: see :attr:`Departures.words`."""
 
 _HEAR_FRAMES = 1024  # largest block of input handed over at once
 _TURN_BLOCKS = 64  # largest number of blocks mixed before the status is told again
@@ -205,6 +213,7 @@ class NullStream:
         while not process.stopped:
             time_ns = self._clock()
             now = origin + frames_in(time_ns - begun_ns, self.spec.samplerate)
+            process.played = now
             self.late.count(now, process)
             for block in _silence(process.heard, now - self.spec.latency, self.spec.inputs):
                 process.hear(block)
@@ -266,11 +275,11 @@ class DeviceStream:
         wake_seconds = _wake_seconds(self.spec)
         while True:
             time_ns, device = self._clock(), self._device.read()
-            now = playhead.advance(time_ns, device)
+            now = process.played = playhead.advance(time_ns, device)
             self._hear(process, now, playhead.follows, device)
             # Due is what the device has taken, not what time alone would have: it may have stood still as well.
             self.late.count(device["playhead"] if playhead.follows else now, process)
-            behind = self._mix(process, now)
+            behind = self._mix(process, now + device["extra_lead"])
             self.late.publish(self._status, process, now, time_ns)
             if process.stopped and now >= process.mixed:
                 return
@@ -305,6 +314,53 @@ class DeviceStream:
             start = process.mixed
             self._output.write(start, process.mix(count))
         return process.mixed < now + self.spec.lead and not process.stopped
+
+
+class Departures:
+    """What became of each frame on its way to the loudspeaker. Reads what the device process writes down.
+
+    The device process writes, by session frame, how many frames lay before it in the device's ring when it was handed
+    over, and it does so when the device takes the frame, not before: what lay in the ring of a device that died did
+    not go out.
+
+    Parameters
+    ----------
+    arena
+        Memory laid out by :func:`realtime.io.layout`.
+    """
+
+    words: ClassVar[dict[int, str]] = {
+        LOST_EMPTY: "the device's ring ran empty",
+        LOST_LATE: "the engine had not mixed it",
+        LOST_GONE: "no device was there",
+        LOST_UNSEEN: "nobody looked in time",
+    }
+    """Why a frame was lost, for people."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._out = arena.ring("io.out")
+        self._stream = arena.status("stream.status")
+        self._patience_frames = self._out.capacity // OUT_SECONDS
+
+    def of(self, frame: int) -> int | None:
+        """Return the margin in frames with which ``frame`` (0 or later) went out in its place.
+
+        Returns
+        -------
+        int or None
+            0 or more: it went out, with so many frames before it in the device's ring. ``LOST_EMPTY``, ``LOST_LATE``
+            or ``LOST_GONE``: it did not, and silence or nothing stood in its place. ``LOST_UNSEEN``: it is too
+            long ago to know. ``None``: it is not decided yet. Without a device that is so until the clock is a second
+            beyond it.
+        """
+        if frame >= self._out.written:
+            gone = self._stream.read()["frame"] - frame > self._patience_frames
+            return LOST_GONE if gone else None
+        told = np.zeros((1, 1), np.float32)
+        if not self._out.read_into(frame, told):
+            return LOST_UNSEEN
+        value = int(told[0, 0])
+        return value - 1 if value > 0 else value or LOST_GONE
 
 
 class Playhead:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from realtime.buffers import crossfade
+from realtime.buffers import crossfade, lane
 from realtime.protocols import Block, Clip
 
 NEVER = 1 << 62
@@ -41,7 +43,11 @@ class Material:
 
 
 class Voice:
-    """One stem's sound: materials joined one after the other, each by a crossfade that ends where it starts."""
+    """One stem's sound: materials joined one after the other, each by a crossfade that ends where it starts.
+
+    What sounds is a row of runs: a stretch of material, of silence or of a crossfade that was made whole when it
+    began, or before. A block that lies in one run costs one copy.
+    """
 
     def __init__(self, channels: int, join_frames: int) -> None:
         self.channels = channels
@@ -50,6 +56,10 @@ class Voice:
         self._joins: list[tuple[int, Material | None]] = []
         self._seam: Block | None = None
         self._seam_start = 0
+        # The present run: ``_source[0]`` sounds at frame ``_zero`` (None: silence), and this holds until ``_until``.
+        self._source: npt.NDArray[Any] | None = None
+        self._zero = 0
+        self._until = -1
 
     @property
     def last(self) -> Material | None:
@@ -63,43 +73,76 @@ class Voice:
 
     def drop_from(self, at: int) -> None:
         """Forget the joins planned at ``at`` or later."""
+        self._until = -1
         self._joins = [join for join in self._joins if join[0] < at]
         if not self._joins:
             self._seam = None  # if one was sounding, it was the crossfade into a join that is no more
 
-    def render(self, start: int, out: Block) -> None:
-        """Write the frames from ``start`` on into ``out``, ``(frames, channels)``; consecutive calls only."""
-        position, end = start, start + len(out)
-        while position < end:
-            at, coming = self._joins[0] if self._joins else (NEVER, None)
-            fade = at - self.join_frames
-            if position >= at:
-                self._now, self._seam = coming, None
-                self._joins.pop(0)
-            elif position >= fade:
-                if self._seam is None:
-                    self._seam_start = position
-                    self._seam = crossfade(self._read(self._now, position, at), self._read(coming, position, at))
-                stop = min(end, at)
-                out[position - start : stop - start] = self._seam[
-                    position - self._seam_start : stop - self._seam_start
-                ]
-                position = stop
+    def render(self, start: int, out: npt.NDArray[Any], at: int, frames: int) -> None:
+        """Write ``frames`` from frame ``start`` on into ``out[at:]``, a :func:`~realtime.buffers.lane` of as many
+        channels; consecutive calls only.
+        """
+        end = start + frames
+        if end <= self._until:  # one run, as in nearly every block
+            if (source := self._source) is None:
+                out[at : at + frames] = 0
             else:
-                stop = min(end, fade)
-                self._copy(self._now, position, out[position - start : stop - start])
-                position = stop
+                first = start - self._zero
+                out[at : at + frames] = source[first : first + frames]
+            return
+        while start < end:
+            if start >= self._until:
+                self._begin_run(start)
+            stop = min(end, self._until)
+            if self._source is None:
+                out[at : at + stop - start] = 0
+            else:
+                out[at : at + stop - start] = self._source[start - self._zero : stop - self._zero]
+            at += stop - start
+            start = stop
+
+    def prepare(self, now: int) -> bool:
+        """Make the coming crossfade ahead of its time, if that can be; return whether there was anything to do.
+
+        ``now`` is the frame rendered up to. It comes out the same as when it is made where it begins.
+        """
+        if self._seam is not None or not self._joins or self._joins[0][0] - self.join_frames < now:
+            return False
+        at = self._joins[0][0]
+        self._make_seam(at - self.join_frames, at)
+        return True
+
+    def _begin_run(self, position: int) -> None:
+        """Settle what sounds from ``position`` on, and for how long."""
+        while self._joins and position >= self._joins[0][0]:
+            self._now, self._seam = self._joins.pop(0)[1], None
+        at = self._joins[0][0] if self._joins else NEVER
+        if position >= at - self.join_frames:
+            if self._seam is None:
+                self._make_seam(position, at)
+            assert self._seam is not None
+            self._source, self._zero, self._until = lane(self._seam), self._seam_start, at
+            return
+        self._source, self._until = None, at - self.join_frames
+        if (now := self._now) is None:
+            return
+        last = min(now.end, now.zero + len(now.audio))
+        if position < now.zero:
+            self._until = min(self._until, now.zero)
+        elif position < last:
+            self._source, self._zero, self._until = lane(now.audio), now.zero, min(self._until, last)
+
+    def _make_seam(self, start: int, at: int) -> None:
+        """Make the crossfade from what sounds now into what is joined at ``at``, from ``start`` on."""
+        self._seam_start = start
+        self._seam = crossfade(self._read(self._now, start, at), self._read(self._joins[0][1], start, at))
 
     def _read(self, material: Material | None, start: int, end: int) -> Block:
-        out = np.empty((end - start, self.channels), np.float32)
-        self._copy(material, start, out)
-        return out
-
-    def _copy(self, material: Material | None, start: int, out: Block) -> None:
         if material is None:
-            out[:] = 0
-        else:
-            material.read_into(start, out)
+            return np.zeros((end - start, self.channels), np.float32)
+        out = np.empty((end - start, self.channels), np.float32)
+        material.read_into(start, out)
+        return out
 
 
 def place_clip(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
@@ -10,7 +12,7 @@ import numpy.typing as npt
 
 from realtime.buffers import crossfade
 from realtime.clock import TempoMap
-from realtime.protocols import HOP_FRAMES, Agent, Block, Chord, Clip, Span, SpanRequest
+from realtime.protocols import HOP_FRAMES, Agent, Block, Chord, Clip, Origin, Span, SpanRequest, StreamSpec
 
 
 class FakeHeard:
@@ -120,3 +122,67 @@ def place(stem: Block, start: int, clip: Clip) -> None:
     stem[start - lead : start] = crossfade(stem[start - lead : start], incoming)
     end = min(len(stem), start + len(clip.audio) - clip.lead_in)
     stem[start:end] = clip.audio[clip.lead_in : clip.lead_in + end - start]
+
+
+class Misbehaves:
+    """An agent for worker processes: plays a steady level, and goes wrong once it was told of so many spans.
+
+    Parameters
+    ----------
+    mode
+        ``""`` for never, ``"raise"``, ``"nan"``, ``"short"``, ``"hang"``, ``"exit"``, ``"grow"`` or ``"late"``.
+    after
+        Spans it plays before. What follows when its process was replaced behaves.
+    for_good
+        It does not: it goes wrong again at once.
+    seconds
+        How long it computes at an answer.
+    """
+
+    channels = 1
+
+    def __init__(self, mode: str = "", after: int = 2, for_good: bool = False, seconds: float = 0.0) -> None:
+        self._mode, self._after, self._for_good, self._seconds = mode, after, for_good, seconds
+        self._told = 0
+        self._replaced = False
+        self._held: list[bytearray] = []
+
+    @property
+    def _wrong(self) -> bool:
+        return self._told >= self._after and (self._for_good or not self._replaced)
+
+    def prepare(self, spec: StreamSpec) -> None:
+        pass
+
+    def hear(self, hop: Block, frame: int) -> None:
+        if self._wrong and self._mode == "grow":
+            self._held.append(bytearray(b"x" * (2 << 20)))
+
+    def play(self, request: SpanRequest) -> Clip:
+        end = time.process_time() + self._seconds
+        while time.process_time() < end:
+            pass
+        if self._wrong:
+            if self._mode == "raise":
+                raise RuntimeError("nothing comes to mind")
+            if self._mode == "exit":
+                os._exit(3)
+            if self._mode == "hang":
+                time.sleep(3600)
+            if self._mode == "late":
+                time.sleep(0.26)
+        return self.realise(request, Origin("fake", name=str(self._told)))
+
+    def realise(self, request: SpanRequest, origin: Origin) -> Clip:
+        frames = request.frames - 1 if self._wrong and self._mode == "short" else request.frames
+        level = np.nan if self._wrong and self._mode == "nan" else 0.25
+        return Clip(np.full((frames, 1), level, np.float32), 0, origin)
+
+    def confirm(self, span: Span, origin: Origin | None) -> None:
+        self._told += origin is not None
+
+    def snapshot(self) -> bytes:
+        return str(self._told).encode()
+
+    def restore(self, state: bytes) -> None:
+        self._told, self._replaced = int(state), True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -92,7 +92,7 @@ class Rig:
 
     def __init__(
         self,
-        agents: dict[str, Agent],
+        agents: Mapping[str, Agent],
         tempo_map: TempoMap | None = None,
         *,
         delay: Delay = at_once,

@@ -137,6 +137,35 @@ def test_beats_not_heard_yet_come_from_the_bar_before(folders: dict[str, Path]) 
     assert [PITCHES[u] for u in units] == PITCHES[8:10] + PITCHES[6:8]
 
 
+def test_it_carries_on_in_its_recording_whatever_is_heard(agent: CorpusAgent) -> None:
+    before = agent.snapshot()
+    clip = played(agent, asked(agent))
+    units = [piece.unit for piece in clip.origin.pieces]
+    more = agent.carry_on(asked(agent, bar=2, attempt=2, after=clip.origin))
+    assert more is not None
+    assert [piece.unit for piece in more.origin.pieces] == [units[-1] + k for k in range(1, 5)]
+    assert agent.snapshot() == before, "to carry on is not to play"
+    again = agent.realise(asked(agent, bar=2), more.origin)
+    assert np.array_equal(again.audio, more.audio)
+
+
+def test_at_the_end_of_its_recording_it_carries_on_elsewhere(agent: CorpusAgent, folders: dict[str, Path]) -> None:
+    last = len(agent.corpus) - 1
+    clip = played(agent, asked(agent))
+    at_the_end = replace(clip.origin, pieces=(replace(clip.origin.pieces[-1], unit=last),))
+    more = agent.carry_on(asked(agent, bar=2, attempt=2, after=at_the_end))
+    assert more is not None
+    units = [piece.unit for piece in more.origin.pieces]
+    assert 0 <= units[0] < last
+    assert units[1:] == [units[0] + k for k in range(1, 4)]
+    assert np.abs(more.audio).max() > 0.01
+
+
+def test_what_is_not_its_own_it_does_not_carry_on(agent: CorpusAgent) -> None:
+    for after in (None, Origin("heard"), Origin("corpus", "other", "0000")):
+        assert agent.carry_on(asked(agent, bar=2, attempt=2, after=after)) is None
+
+
 # --- sounding
 
 

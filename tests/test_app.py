@@ -5,21 +5,26 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from fakes import tones
 
-from bridge import app
-from bridge.app import FileInput, Live, engine_config, render, replay, verdicts
+from bridge import offline
+from bridge.app import Live, engine_config, lighter_ways
+from bridge.offline import FileInput, render, replay, verdicts
 from bridge.recorder import TakeReader
-from bridge.session import Session
+from bridge.session import AgentTable, Session
 from bridge.wav import WavWriter
 from realtime.buffers import AudioRing
 from realtime.corpus import build
@@ -186,7 +191,7 @@ def test_whatever_breaks_a_render_what_there_is_is_kept(
         render(band(corpus), player, tmp_path / "take")
     kept = TakeReader(tmp_path / "take")
     assert kept.end is not None
-    assert kept.frames == 20 * app.OFFLINE_BLOCKSIZE
+    assert kept.frames == 20 * offline.OFFLINE_BLOCKSIZE
 
 
 def test_a_render_that_cannot_be_kept_stops(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +278,7 @@ def after(frames: int) -> Callable[[Live], bool]:
 
 def played(agent: str, spans: int) -> Callable[[Live], bool]:
     """Return whether an agent has played so many spans on the first rungs."""
-    return lambda live: sum(live.status().rungs[agent][1:3]) >= spans
+    return lambda live: sum(live.status().ledger[agent][rung] for rung in ("final", "speculative")) >= spans
 
 
 def test_a_live_take_is_whole_and_replays_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
@@ -397,8 +402,8 @@ def test_a_disk_that_fills_up_while_playing_is_told_and_the_music_goes_on(corpus
 
     def fill(live: Live) -> bool:
         path = tmp_path / "take" / "input.wav"
-        if not full and path.is_file() and path.stat().st_size > 1000:
-            limit = path.stat().st_size + 2000
+        if not full and path.is_file() and path.stat().st_size > 16000:
+            limit = path.stat().st_size + 8000
             resource.prlimit(live.pids()["recorder"], resource.RLIMIT_FSIZE, (limit, limit))
             full.append(live.status().frame)
         return bool(said.warned) and live.status().frame > full[0] + RATE // 2
@@ -411,6 +416,28 @@ def test_a_disk_that_fills_up_while_playing_is_told_and_the_music_goes_on(corpus
     kept = TakeReader(tmp_path / "take")
     assert kept.frames >= 1000
     assert replay(tmp_path / "take", tmp_path / "again").frames == kept.frames
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at processes as Linux shows them")
+@pytest.mark.parametrize("young", [True, False])
+def test_whoever_is_killed_together_the_memory_goes_with_them_and_nothing_is_said(
+    corpus: Path, tmp_path: Path, young: bool
+) -> None:
+    (tmp_path / "echo.toml").write_text(echo(corpus).toml())
+    command = [sys.executable, "-m", "bridge", "play", str(tmp_path / "echo.toml"), "--out", str(tmp_path / "take")]
+    session = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    proc, held, end = Path(f"/proc/{session.pid}"), set[str](), time.monotonic() + 60
+    while len((proc / "task" / str(session.pid) / "children").read_text().split()) < (3 if young else 5):
+        assert time.monotonic() < end, "the janitor, the tracker and the engine are there first"
+        assert session.poll() is None
+        time.sleep(0.001)
+    held = set(re.findall(r"/dev/shm/(?:sideman|sem)\S+", (proc / "maps").read_text()))
+    os.killpg(session.pid, signal.SIGKILL)
+    assert len(held) >= 2, "memory, and a semaphore"
+    assert session.communicate()[1] == b""
+    while any(Path(name).exists() for name in held):
+        assert time.monotonic() < end, held
+        time.sleep(0.01)
 
 
 def test_memory_that_does_not_fit_is_refused_before_it_is_touched(
@@ -440,6 +467,25 @@ def test_the_stem_of_a_stereo_corpus_is_stereo(tmp_path: Path) -> None:
     assert config_of(agent + "channels = 1\n").parts[0].agent.channels == 1
     (tmp_path / "corpus" / "corpus.toml").write_text("no toml")
     assert config_of(agent).parts[0].agent.channels == 1, "the agent's worker will say what is wrong"
+
+
+class WithLighter(AgentTable):
+    """An agent's entry that lists lighter ways to play."""
+
+    lighter: tuple[dict[str, Any], ...] = ()
+
+
+def test_a_lighter_way_is_the_entry_with_what_it_says_instead(corpus: Path, tmp_path: Path) -> None:
+    session = band(corpus)
+    shutil.copytree(corpus, tmp_path / "small")
+    ways = ({"continuity": 0.5}, {"corpus": str(tmp_path / "small"), "continuity": 0.1})
+    entry = session.agents[0].model_dump() | {"lighter": ways, "options": {"continuity": 0.9, "stretch": True}}
+    first, second = lighter_ways(session, WithLighter(**entry))
+    assert first.words == "continuity = 0.5"
+    assert first.options == {"continuity": 0.5, "stretch": True, "corpus": str(corpus), "channels": 1}
+    assert second.words == f"corpus = {tmp_path / 'small'} and continuity = 0.1"
+    assert second.options["corpus"] == str(tmp_path / "small")
+    assert lighter_ways(session, session.agents[1]) == ()
 
 
 def test_a_monitor_that_cannot_be_routed_is_refused_before_anything_starts() -> None:

@@ -80,7 +80,7 @@ def test_a_click_that_came_back_at_another_distance_is_found(core: Any, tmp_path
 
 
 def test_a_stem_moved_by_one_frame_is_told_from_one_in_its_place(core: Any, tmp_path: Path) -> None:
-    from bridge.app import render
+    from bridge.offline import render
     from bridge.session import Session
     from realtime.corpus import build
 

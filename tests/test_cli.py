@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import soundfile
 from fakes import tones
 
 from bridge.cli import run
+from bridge.gate import Answer, Call, Gate, Hear, _answer, _outcome
 from bridge.recorder import TakeReader
 from bridge.session import Session
 from realtime.clock import Meter
@@ -97,9 +100,40 @@ def call(*arguments: object) -> int:
     return 0
 
 
+class HereGate(Gate):
+    """A gate whose child is this process: quick, and a test can change what happens in it."""
+
+    def start(self, *modules: str) -> None:
+        """Start nothing."""
+
+    def ask(
+        self,
+        task: str,
+        about: str | os.PathLike[str],
+        *,
+        seconds: float | None = None,
+        hear: Hear = lambda said: None,
+        stoppable: bool = False,
+        **arguments: Any,
+    ) -> Answer:
+        """Do the task, and pass on what it says."""
+        ours, theirs = multiprocessing.Pipe()
+        kind, value = _outcome(Call(theirs, 1, None), {"task": task, "arguments": arguments})
+        theirs.close()
+        while ours.poll():
+            try:
+                said = json.loads(ours.recv_bytes())
+            except EOFError:
+                break
+            if said["kind"] == "said":
+                hear(said["value"])
+        return _answer({"kind": kind, "value": json.loads(json.dumps(value))}, str(about))
+
+
 @pytest.fixture
-def sideman(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Return what runs a command in this process."""
+def sideman(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return what runs a command in this process, with all that it has the gate do."""
+    monkeypatch.setattr("bridge.app.gate", HereGate)
 
     def command(*arguments: object) -> Ended:
         capsys.readouterr()
@@ -287,7 +321,7 @@ def test_memory_that_is_not_there_is_a_sentence(
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("bridge.app.render", full)
+    monkeypatch.setattr("bridge.offline.render", full)
     render = ("render", room / "echo.toml", "--input", room / "player.wav", "--out", tmp_path / "take")
     refused(sideman(*render), "not enough memory")
 
@@ -548,6 +582,18 @@ def test_ctrl_c_while_rendering_and_replaying_keeps_the_take(
         assert 2 * RATE <= kept.frames < 600 * RATE
         assert kept.stem_hash("echo") == kept.end.stems["echo"]
     assert TakeReader(again).frames < TakeReader(take).frames
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes as Linux shows them")
+def test_a_render_whose_command_is_killed_closes_its_take_and_ends(
+    start: Callable[..., Process], room: Path, long_player: Path, tmp_path: Path
+) -> None:
+    take = tmp_path / "take"
+    process = start("render", room / "echo.toml", "--input", long_player, "--out", take, "--no-report")
+    process.until(has_sound(take, 20))
+    process.signal_group(signal.SIGKILL)
+    wait(lambda: (take / "take.jsonl").read_text().rstrip().endswith("}") and TakeReader(take).end is not None)
+    assert 20 * RATE <= TakeReader(take).frames < 600 * RATE
 
 
 def test_ctrl_c_while_building_leaves_nothing(

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,3 +295,136 @@ def test_weights_must_mean_something() -> None:
     for wrong in ((0.0, 0.0, 0.0), (1.0, -1.0, 0.0)):
         with pytest.raises(ValueError, match="three numbers"):
             corpus.spread_weights(wrong)
+
+
+# --- corpora that mean harm ---
+
+
+def resigned(built: Corpus, name: str, content: bytes) -> None:
+    """Replace a file of a corpus, and the hash and size that corpus.toml has of it."""
+    path, text = built.folder / name, (built.folder / "corpus.toml").read_text()
+    before = path.read_bytes()
+    text = text.replace(hashlib.sha256(before).hexdigest(), hashlib.sha256(content).hexdigest())
+    text = text.replace(f"size_bytes = {len(before)}", f"size_bytes = {len(content)}")
+    (built.folder / "corpus.toml").write_text(text)
+    path.write_bytes(content)
+
+
+def saved(array: np.ndarray[Any, Any]) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("source", lambda a: a + 7, "source.npy has 7 to 7 where 0 to 0 must be"),
+        ("source", lambda a: a - 1, "source.npy has -1"),
+        ("start", lambda a: a - 1, "start.npy has -1"),
+        ("start", lambda a: a + 2**62, "start.npy has"),
+        ("frames", lambda a: a * 0, "frames.npy has 0"),
+        ("frames", lambda a: a + 10**6, "a unit that ends after its recording"),
+        ("beats", lambda a: a - 2, "beats.npy has -1"),
+        ("position", lambda a: a * np.float32(np.inf), "position.npy has"),
+        ("labels", lambda a: a + 99, "labels.npy has"),
+        ("features", lambda a: a * np.float32(np.nan), "features.npy has nan"),
+        ("scaling", lambda a: a * 0, "a deviation of 0 or less"),
+        ("codebook", lambda a: a[:, :3], "it must be float32 of (rows, 25)"),
+        ("bar", lambda a: a.astype(np.int64), "it must be int32 of (rows)"),
+        ("bar", lambda a: a[:-1], "bar.npy has 15 rows where 16 must be"),
+        ("labels", lambda a: a[:0], "it must be int32 of (rows)"),
+        ("frames", lambda a: a.astype(">i8"), "no numbers"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_rest_are_refused(
+    built: Corpus, name: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], words: str
+) -> None:
+    path = f"units/{name}.npy"
+    with np.errstate(invalid="ignore"):
+        resigned(built, path, saved(change(np.load(built.folder / path))))
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+        corpus.load(built.folder)
+    assert str(built.folder) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_array_shorter_than_its_header_says_is_refused(built: Corpus) -> None:
+    content = (built.folder / "units/start.npy").read_bytes()
+    for wrong in (content[:-8], content + bytes(8), content[:20], b""):
+        resigned(built, "units/start.npy", wrong)
+        with pytest.raises(ValueError, match=r"start\.npy"):
+            corpus.load(built.folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('file = "m.wav"', 'file = "../../m.wav"', "the name of a file in audio/, without a folder"),
+        ('file = "m.wav"', 'file = ".."', "the name of a file in audio/"),
+        ('bpm = "120"', 'bpm = "1e999999999"', "is no exact number"),
+        ('bpm = "120"', 'bpm = "1/0"', "is no exact number"),
+        ('downbeat_seconds = "0"', 'downbeat_seconds = "0/00"', "is no exact number"),
+        ("channels = 1", "channels = 65", "channels = 65; it must be a whole number from 1 to 64"),
+        ("size_bytes = ", "size_bytes = -", "it must be a whole number from 1"),
+        ("units = ", "units = 9", "rows where"),
+        ('kind = "beat"', 'kind = "bar"', '"beat" or "onset"'),
+        ("version = 1", "version = 1\n" + "a." * 9000 + "a = 1", "more than 100 dots"),
+        ("version = 1", "version = 0x" + "f" * 9000, "a number of more than 40 digits"),
+        ("[[sources]]", "[sources]", "an array of 1 to 2048 tables"),
+    ],
+)
+def test_a_description_that_lies_is_refused(built: Corpus, old: str, new: str, words: str) -> None:
+    text = (built.folder / "corpus.toml").read_text()
+    assert old in text
+    (built.folder / "corpus.toml").write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+        corpus.load(built.folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_links_out_of_a_corpus_are_not_followed(built: Corpus, tmp_path: Path) -> None:
+    for name in ("audio/m.wav", "units/start.npy", "corpus.toml"):
+        path = built.folder / name
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match="is a link that leads out of its folder"):
+            corpus.load(built.folder)
+        path.unlink()
+        (tmp_path / "elsewhere").rename(path)
+    corpus.load(built.folder)
+
+
+def test_a_recording_that_is_not_what_is_said_of_it_is_refused(built: Corpus, tmp_path: Path) -> None:
+    stereo = wav(tmp_path / "stereo.wav", np.repeat(melody(1)[: 2 * RATE], 2, axis=1))
+    resigned(built, "audio/m.wav", stereo.read_bytes())
+    with pytest.raises(ValueError, match=r"m\.wav has .* frames of 2 channels .* corpus\.toml says otherwise"):
+        corpus.load(built.folder).verify()
+
+
+def test_the_bridge_reads_of_a_corpus_its_description_alone(built: Corpus, tmp_path: Path) -> None:
+    assert corpus.described_channels(built.folder) == 1
+    path = built.folder / "corpus.toml"
+    path.write_text(path.read_text().replace("channels = 1", "channels = 6"))
+    assert corpus.described_channels(built.folder) == 6
+    for text in ("", "[[sources]]\nchannels = 10000000000\n", "sources = 3", "a." * 20_000 + "a = 1"):
+        path.write_text(text)
+        assert corpus.described_channels(built.folder) == 1
+    assert corpus.described_channels(tmp_path / "nowhere") == 1
+
+
+def test_only_so_many_recordings_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "OPEN_FILES", 2)
+    files = [wav(tmp_path / f"{n}.wav", melody(1)) for n in range(4)]
+    found = corpus.build(files, tmp_path / "out", bpm=120)
+    whole = [found.read(source, 0, 0, 100, RATE) for source in range(4)]
+    assert len(found._files) == 2
+    found._pages.clear()
+    assert all(np.array_equal(whole[source], found.read(source, 0, 0, 100, RATE)) for source in range(4))
+
+
+def test_a_corpus_of_too_many_recordings_is_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2049 files given; a corpus holds up to 2048"):
+        corpus.build([tmp_path / "x.wav"] * 2049, tmp_path / "out")
+    with pytest.raises(ValueError, match="the licence has 0 characters"):
+        corpus.build([tmp_path / "x.wav"], tmp_path / "out", licence="")

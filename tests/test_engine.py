@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import math
+import sys
+from collections.abc import Sequence
 from fractions import Fraction
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -11,13 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs import RATE, ClickAgent, NoiseAgent, Rig
 
-from realtime.buffers import RecordRing
-from realtime.clock import Meter, TempoChange, TempoMap
-from realtime.engine import LOG_BYTES, Command, CommandQueue, engine_layout
-from realtime.mixer import Metronome, Monitor
-from realtime.protocols import Block, SpanRequest
+from realtime.buffers import Arena, RecordRing, checksum
+from realtime.clock import Locate, Meter, TempoChange, TempoMap
+from realtime.engine import (
+    LOG_BYTES,
+    LOG_RECORDS,
+    Command,
+    CommandQueue,
+    EngineConfig,
+    LogQueue,
+    PartConfig,
+    engine_layout,
+    shared_engine,
+)
+from realtime.messages import to_bytes
+from realtime.mixer import Metronome, Monitor, Strip
+from realtime.protocols import Block, SpanRequest, StreamSpec
+from realtime.scheduler import LEDGER
 from realtime.voice import NEVER
-from realtime.worker import RECORD_BYTES
+from realtime.worker import ADMITTED, RECORD_BYTES, STATE_ARMED, AgentConfig
 
 
 def clicks(stem: Block) -> list[int]:
@@ -96,7 +114,7 @@ SCRIPT = [
 def band(blocksize: int, **options: Any) -> Rig:
     return Rig(
         {"a": NoiseAgent(), "b": NoiseAgent()}, blocksize=blocksize, monitor=Monitor(gain_db=-3.0),
-        script=SCRIPT, delay=shuffled, **options,
+        metronome=Metronome(on=True), script=SCRIPT, delay=shuffled, **options,
     )  # fmt: skip
 
 
@@ -135,7 +153,7 @@ def test_replay_of_the_ledger_is_bit_identical_and_a_changed_line_changes_the_so
     assert len(played.engine.parts[0].rungs) > 2, "the script was meant to reach several rungs"
 
     replayed = Rig({"a": NoiseAgent(), "b": NoiseAgent()}, blocksize=1000, monitor=Monitor(gain_db=-3.0),
-                   replay=played.log)  # fmt: skip
+                   metronome=Metronome(on=True), replay=played.log)  # fmt: skip
     assert np.array_equal(replayed.run(frames, source(frames)), mix)
     assert replayed.engine.parts[0].rungs == played.engine.parts[0].rungs
 
@@ -308,7 +326,23 @@ def test_history_holds_the_bars_that_agents_look_back_on() -> None:
 
 
 def test_whatever_a_worker_can_answer_fits_into_a_line_of_the_take() -> None:
-    assert LOG_BYTES >= RECORD_BYTES + 512
+    lines, counters = RecordRing.private(LOG_RECORDS, LOG_BYTES), {"dropped_log_lines": 0}
+    log = LogQueue(lines, counters)
+    for fault in ("ü" * RECORD_BYTES, "short", "\ud800"):
+        log({"type": "reply", "fault": fault})
+    log({"type": "reply", "compute_seconds": math.nan})
+    assert [json.loads(lines.take() or b"0")["fault"] for _ in range(3)] == ["ü" * RECORD_BYTES, "short", "?"]
+    assert lines.take() is None
+    assert counters == {"dropped_log_lines": 1}, "what JSON cannot carry costs its line and nothing else"
+
+
+def test_the_takes_queue_holds_half_a_minute_of_sixteen_agents_that_answer_on_every_beat() -> None:
+    lines = RecordRing.private(LOG_RECORDS, LOG_BYTES)
+    beats = 30 * 4  # 240 bpm
+    for _ in range(16 * beats):
+        for length in 3 * (250,) + 3 * (3500,) + (600,):
+            assert lines.post(bytes(length))
+    assert LOG_RECORDS * (LOG_BYTES + 32) <= 512 * (RECORD_BYTES + 2048), "no more memory than it ever took"
 
 
 def test_a_command_that_makes_no_sense_is_counted_and_the_music_goes_on() -> None:
@@ -333,3 +367,265 @@ def test_of_more_actions_than_an_agent_can_be_handed_the_latest_are_kept() -> No
     Rig({"a": agent}, script=presses).run(3 * RATE)
     [handed] = [request.actions for request in agent.requests if request.final and request.actions]
     assert [action.value for action in handed] == list(range(1000 - 64, 1000))
+
+
+# Commands from outside
+
+
+def test_a_locate_goes_elsewhere_in_the_song_is_told_and_is_replayed() -> None:
+    tempo_map = TempoMap.steady(RATE, 120).changed(Fraction(16), Fraction(240))  # bar 4 of the song is twice as fast
+    script = [(RATE, Command("locate", locate=Locate(2, 4)))]
+    agent = ClickAgent()
+    played = Rig({"a": agent}, tempo_map, script=script)
+    mix = played.run(8 * RATE)
+    assert clicks(played.stem("a")) == played.beats(8 * RATE)
+    assert {request.span.bar: request.song_bar for request in agent.requests}[3] == 5
+    [line] = played.lines("locate")
+    assert (line["frame"], line["bar"], line["song_bar"], line["late"]) == (4 * RATE, 2, 4, False)
+    assert np.diff(played.beats(8 * RATE))[-1] == RATE // 4
+    replayed = Rig({"a": ClickAgent()}, tempo_map, blocksize=999, replay=played.log)
+    assert np.array_equal(replayed.run(8 * RATE), mix)
+
+
+def test_a_locate_announced_too_late_counts_from_the_next_bar_and_is_counted() -> None:
+    rig = Rig({"a": ClickAgent()}, script=[(2 * RATE - 100, Command("locate", locate=Locate(1, 7)))])
+    rig.run(3 * RATE)
+    [line] = rig.lines("locate")
+    assert (line["bar"], line["late"], rig.engine.counters["late_changes"]) == (2, True, 1)
+
+
+def test_an_agent_in_quarantine_is_asked_for_nothing_more_and_fades() -> None:
+    script = [(5 * RATE, Command("quarantine", "a"))]
+    agents = {"a": NoiseAgent(), "b": NoiseAgent()}
+    rig = Rig(agents, script=script)
+    mix = rig.run(12 * RATE)
+    assert max(request.span.bar for request in agents["a"].requests) < max(
+        request.span.bar for request in agents["b"].requests
+    )
+    assert not rig.stem("a")[8 * RATE :].any()
+    assert rig.stem("b")[8 * RATE :].any()
+    replayed = Rig({"a": NoiseAgent(), "b": NoiseAgent()}, blocksize=777, replay=rig.log)
+    assert np.array_equal(replayed.run(12 * RATE), mix)
+
+
+def test_a_grid_from_outside_changes_the_length_of_the_spans() -> None:
+    agent = ClickAgent()
+    rig = Rig(
+        {"a": agent}, script=[(RATE, Command("grid", "a", name="1")), (9 * RATE, Command("grid", "a", name="0"))]
+    )
+    rig.run(16 * RATE)
+    lengths = [str(request.span.beats) for request in agent.requests if request.final]
+    assert lengths[0] == lengths[-1] == "4"
+    assert "1" in lengths
+    assert clicks(rig.stem("a")) == rig.beats(16 * RATE)
+
+
+@pytest.mark.parametrize("grid", ["", "-1", "1/0", "0.5", "1e9", "1/9", "129", "9" * 400, "١", "1/3 "])
+def test_a_grid_that_is_none_is_refused(grid: str) -> None:
+    agent = ClickAgent()
+    rig = Rig({"a": agent}, script=[(RATE, Command("grid", "a", name=grid))])
+    rig.run(5 * RATE)
+    assert rig.engine.counters["dropped_commands"] == 1
+    assert {str(request.span.beats) for request in agent.requests} == {"4"}
+
+
+BARS = st.sampled_from([-(10**30), -7, 0, 1, 2, 3, 10**30])
+TEMPI = st.none() | st.sampled_from([Fraction(0), Fraction(-5), Fraction(1, 10**30), Fraction(90), Fraction(10**30)])
+BEATS = st.sampled_from([Fraction(-1), Fraction(0), Fraction(7, 3), Fraction(10**30)])
+
+
+@given(
+    do=st.sampled_from(["stop", "tempo", "locate", "action", "grid", "quarantine", "gain", "pan", "mute", "solo",
+                        "metronome", "", "dance"]),
+    target=st.sampled_from(["a", "monitor", "metronome", "", "\ud800"]),
+    name=st.sampled_from(["", "bar", "1", "\ud800", "x" * 300]),
+    value=st.sampled_from([0.0, 1.0, -90.0, math.nan, math.inf, -math.inf, 1e308, 10**400]),
+    change=st.none() | st.builds(TempoChange, BARS, BEATS, TEMPI, st.none() | st.just(Meter(7, 8)), BARS),
+    locate=st.none() | st.builds(Locate, st.integers(-10, 10**5), st.integers(0, 10**5), st.integers(0, 10**5)),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_no_command_whatsoever_raises_in_the_loop(
+    do: str, target: str, name: str, value: float, change: TempoChange | None, locate: Locate | None
+) -> None:
+    """What is typed rightly may still say anything."""
+    command = Command(do, target, name, value, change, locate)
+    rig = Rig({"a": ClickAgent()}, script=[(100, command)], metronome=Metronome(), monitor=Monitor())
+    rig.run(5000)
+    assert rig.engine.mixed >= 4900
+
+
+def test_of_a_flood_of_commands_a_few_are_carried_out_a_block() -> None:
+    records, counters = RecordRing.private(64, 256), {"dropped_commands": 0}
+    rig = Rig({"a": NoiseAgent()})
+    rig.engine._take_command = CommandQueue(records, counters)
+    for level in range(40):
+        assert records.post(to_bytes(Command("gain", "a", value=-float(level))))
+    rig.run(128)
+    assert 0 < len(rig.lines("command")) < 10
+    rig.run(10 * 128)
+    assert [line["command"]["value"] for line in rig.lines("command")] == [-float(level) for level in range(40)]
+
+
+# The engine on shared memory, its workers played by the test
+
+
+BAR = 4800
+"""Frames; four beats at 400 bpm and 8 kHz. All joins at 10 ms, blocks of 16 ms."""
+
+
+class Played:
+    """An engine on an arena of its own, and one stand-in for every agent's worker."""
+
+    def __init__(self, agents: int = 2, seconds: float = 1.0) -> None:
+        spec = StreamSpec(8000, 1, 2, 128, 512)
+        names = [f"a{index}" for index in range(agents)]
+        parts = tuple(PartConfig(AgentConfig(name, "echo", 2), Strip(name, 2)) for name in names)
+        tempo_map = TempoMap.steady(spec.samplerate, 400)
+        self.config = EngineConfig(spec, tempo_map, 1, parts, monitor=Monitor(), longest_span_seconds=seconds)
+        self.arena = Arena.create(engine_layout(self.config))
+        wakes = [get_context("spawn").Semaphore(0) for _ in names]
+        self.engine = shared_engine(self.arena, self.config, wakes)
+        self.log: list[dict[str, Any]] = []
+        self.names = names
+        for name in names:
+            self.arena[f"{name}.seat"][ADMITTED] = 1
+            self.arena.status(f"{name}.worker0").publish(state=STATE_ARMED, budget_seconds=0.02)
+
+    def __enter__(self) -> Played:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.arena.close()
+        self.arena.unlink()
+
+    def run(self, frames: int, answering: Sequence[str] | None = None) -> None:
+        """Play on; the agents named, or all, answer after every block."""
+        lines, end = self.arena.records("log"), self.engine.mixed + frames
+        while self.engine.mixed < end and not self.engine.stopped:
+            self.engine.hear(np.zeros((128, 1), np.float32))
+            self.engine.mix(128)
+            for name in self.names if answering is None else answering:
+                self.answer(name)
+            while (record := lines.take()) is not None:
+                self.log.append(json.loads(record))
+
+    def answer(self, name: str) -> None:
+        requests, clips = self.arena.records(f"{name}.requests"), self.arena[f"{name}.clips"]
+        while (record := requests.take()) is not None:
+            message = json.loads(record)
+            if "play" not in message:
+                continue
+            request, slot = message["play"], message["slot"]
+            clip = clips[slot, : request["frames"]]
+            clip[:] = 0.25
+            origin = {"kind": "corpus", "name": "n", "digest": "", "pieces": []}
+            self.arena.records(f"{name}.replies").post(to_bytes({
+                "span": request["span"], "attempt": request["attempt"], "slot": slot, "fault": "",
+                "compute_seconds": 0.001, "origin": origin, "frames": len(clip), "lead_in": 0,
+                "checksum": checksum(clip),
+            }))  # fmt: skip
+
+    def spans(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if line["type"] == "span" and line["agent"] == name]
+
+
+def test_a_worker_that_stops_in_the_middle_of_a_record_holds_nobody_up() -> None:
+    with Played() as played:
+        played.run(5 * BAR)
+        replies, index = played.arena["a0.replies.data"], played.arena["a0.replies.index"]
+        head, place = played.arena["a0.replies.head"], int(index[0, 0]) % len(replies)
+        head[place, 0], replies[place, :5] = int(index[0, 0]) + 1, 77  # it began its next record, and here it stands
+        status = played.arena["a0.worker0.stamps"]
+        status[0] += 1  # and in the middle of its status
+        played.run(10 * BAR, answering=["a1"])
+        assert played.engine.mixed >= 15 * BAR
+        assert {line["rung"] for line in played.spans("a1")[1:]} == {1}
+        assert played.spans("a0")[-1]["rung"] in (4, 5)
+        assert played.engine.memory.stems["a0"].written == played.engine.mixed
+
+
+@pytest.mark.parametrize(
+    "array", ["replies.data", "replies.head", "replies.index", "worker0.stamps", "worker0.fields"]
+)
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_whatever_a_mad_worker_writes_into_its_memory_the_others_play_on(array: str, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    with Played() as played:
+        played.run(3 * BAR)
+        for _ in range(4):
+            memory = played.arena[f"a0.{array}"].reshape(-1).view(np.uint8)
+            at = chance.integers(0, len(memory), 200)
+            memory[at] = chance.integers(0, 256, 200)
+            played.run(BAR)
+        assert played.engine.mixed >= 7 * BAR
+        assert {line["rung"] for line in played.spans("a1")[1:]} == {1}
+
+
+def test_the_ledger_the_levels_and_the_place_are_published_bit_by_bit_and_at_the_end_in_full() -> None:
+    with Played(agents=5) as played:
+        played.run(6 * BAR)
+        rows = played.arena["ledger"]
+        assert np.abs(rows - [part.ledger() for part in played.engine.parts])[:, :6].max() <= 1, "soon"
+        assert rows[:, LEDGER.index("final")].min() >= 4
+        levels = played.arena["meters"][: len(played.names), 0]
+        assert levels.tolist() == [0.25] * 5
+        assert played.arena["place"][1] >= 5
+        assert not played.arena["place"][3]
+        assert played.arena.records("commands").post(to_bytes(Command("stop")))
+        played.run(2000)
+        assert played.engine.stopped
+        assert [list(row) for row in rows] == [part.ledger() for part in played.engine.parts]
+        assert played.arena["place"][:4].tolist()[0::3] == [played.engine.mixed, 1]
+
+
+def test_news_of_many_agents_is_looked_at_one_a_block_and_soon() -> None:
+    with Played(agents=9) as played:
+        played.run(3 * BAR)
+        arrived = [line["arrived"] for line in played.log if line["type"] == "reply" and line["attempt"] == 0]
+        assert len(arrived) > 9
+        assert {line["rung"] for name in played.names for line in played.spans(name)[1:]} == {1}
+
+
+def test_a_stalled_recorder_loses_lines_that_are_counted_and_nothing_else() -> None:
+    with Played(agents=1) as played:
+        played.run(2 * BAR)
+        lines = played.arena.records("log")
+        while lines.post(bytes(1 << 20)):
+            pass
+        while lines.post(b""):
+            pass
+        before = played.engine.mixed
+        for _ in range(100):
+            played.engine.hear(np.zeros((128, 1), np.float32))
+            played.engine.mix(128)
+        assert played.engine.mixed == before + 12_800
+        assert played.engine.counters["dropped_log_lines"] > 0
+
+
+def test_the_engine_keeps_nothing_for_ever() -> None:
+    """Its interpreter's memory, looked at once a bar in the same place, does not grow; nor does it make garbage that
+    only the collector finds, which is off while it plays.
+    """
+    with Played() as played:
+        sound, lines, counts = np.zeros((128, 1), np.float32), played.arena.records("log"), np.zeros(240, np.int64)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            for bar in range(1, 240):
+                while played.engine.mixed < bar * BAR:
+                    played.engine.hear(sound)
+                    played.engine.mix(min(128, bar * BAR - played.engine.mixed))
+                    for name in played.names:
+                        played.answer(name)
+                    while lines.take() is not None:
+                        pass
+                if bar >= 160:  # what is bounded is full: the latest answers and questions
+                    assert gc.collect() == 0  # frees the interpreter's own stock of tuples, too, which may grow
+                    counts[bar] = sys.getallocatedblocks()
+        finally:
+            gc.enable()
+            gc.unfreeze()
+        growth = np.median((counts[200:] - counts[160:200]) / 40)
+        assert abs(growth) < 0.5, f"{growth} objects a bar"

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from realtime import inference
-from realtime.inference import Card, EngineCache, Model, ProviderError, missing_for, refuse_foreign_parts
+from realtime.inference import Card, EngineCache, Model, ProviderError, missing_for
 
 CHANNELS, FRAMES, STEPS = 2, 4, 3
 
@@ -372,7 +372,7 @@ HALF = [helper.make_node("Cast", ["audio16"], ["audio"], to=1), *adder().graph.n
         (external_in_a_branch, "it keeps weights outside the file (external data)"),
         (context_model, "it has an EPContext node, which is somebody's compiled code"),
         (function_model, "it has functions of its own"),
-        (lambda: adder(nodes=[helper.make_node("NoSuchOperator", ["audio"], ["sum"]), adder().graph.node[1]]),
+        (lambda: adder(nodes=[helper.make_node("Concat", ["audio"], ["sum"]), adder().graph.node[1]]),
          "ONNX Runtime cannot load it on cpu"),
         (lambda: b"", "it is no ONNX file"),
         (lambda: b"no model at all, but some text", "it is no"),
@@ -392,11 +392,6 @@ def test_external_data_is_refused_even_where_the_file_is_there(tmp_path: Path) -
     (folder / "weights.bin").write_bytes(bytes(32))
     with pytest.raises(ValueError, match="outside the file"):
         Model.open(folder, "cpu")
-
-
-def test_an_embedded_tensor_in_a_branch_is_allowed() -> None:
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [CHANNELS, FRAMES], np.zeros(8, np.float32))
-    refuse_foreign_parts(hidden_in_a_branch(weight).SerializeToString())
 
 
 def test_a_changed_model_is_refused(tmp_path: Path) -> None:
@@ -437,7 +432,7 @@ def with_one(array: np.ndarray[Any, Any], number: float) -> np.ndarray[Any, Any]
         (changed("input.audio", lambda a: with_one(a, math.inf)), "step 2 on cpu gives 'sum' inf away"),
         (changed("output.sum", lambda a: a[:-1]), "'output.sum' is float32 of shape (2, 2, 4); the card makes it"),
         (changed("output.sum", lambda a: a.astype(np.float64)), "'output.sum' is float64"),
-        (changed("output.sum", lambda a: a.astype(object)), "'output.sum' is object"),
+        (changed("output.sum", lambda a: a.astype(object)), "'output.sum': its elements are object"),
         (changed("input.audio", lambda a: a[:1]), "it has 1 steps; it takes at least two"),
         (changed("input.audio", lambda a: np.float32(3)), "'input.audio' is float32 of shape ()"),
         ({"input.audio": golden()["input.audio"]}, "it has no array 'output.sum'"),
@@ -470,36 +465,6 @@ def test_a_golden_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes)
     (folder / "golden.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"golden\.npz cannot be used"):
         Model.open(folder, "cpu")
-
-
-MODEL = adder().SerializeToString()
-
-
-@given(st.binary(max_size=100))
-def test_no_bytes_crash_the_walk_through_a_model(content: bytes) -> None:
-    assert refusal_of(refuse_foreign_parts, content).startswith(("it", "accepted"))
-
-
-@given(st.integers(0, len(MODEL) - 1), st.integers(0, 255))
-def test_no_changed_byte_crashes_the_walk_through_a_model(at: int, byte: int) -> None:
-    content = MODEL[:at] + bytes([byte]) + MODEL[at + 1 :]
-    assert refusal_of(refuse_foreign_parts, content).startswith(("it", "accepted"))
-
-
-def test_graphs_nested_without_end_are_refused() -> None:
-    def field(number: int, content: bytes) -> bytes:
-        size, length = bytearray(), len(content)
-        while True:
-            size.append((length & 127) | (128 if length > 127 else 0))
-            length >>= 7
-            if not length:
-                return bytes([number << 3 | 2]) + bytes(size) + content
-
-    graph = b""
-    for _ in range(200):
-        graph = field(1, field(5, field(6, graph)))  # graph > node > attribute > graph
-    with pytest.raises(ValueError, match="nested more than 64 deep"):
-        refuse_foreign_parts(field(7, graph))
 
 
 # ------------------------------------------------------------------------------------------- providers

@@ -1,11 +1,12 @@
-"""The device process without a device: its loop against a device in virtual time, the choice of device, the watch."""
+"""The device process without a device: its loop against a device in virtual time."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,21 @@ from hypothesis import strategies as st
 
 from realtime import io
 from realtime.buffers import Arena
+from realtime.devices import DeviceError, IoConfig
 from realtime.protocols import Block, StreamSpec
-from realtime.stream import RUNNING, SECOND_NS, STARTING, DeviceStream, frames_in
+from realtime.stream import (
+    LOST_EMPTY,
+    LOST_GONE,
+    LOST_LATE,
+    LOST_UNSEEN,
+    OUT_SECONDS,
+    RUNNING,
+    SECOND_NS,
+    STARTING,
+    Departures,
+    DeviceStream,
+    frames_in,
+)
 
 MS = 1_000_000
 SPEC = StreamSpec(48_000, inputs=1, outputs=1, blocksize=128, lead=1024, latency=300)
@@ -31,8 +45,11 @@ class VirtualDevice:
     blocksize = 128
     latency = (0, 256)
 
-    def __init__(self, rate: int = 48_000, inputs: int = 1, outputs: int = 1, record_capacity: int = 24_000) -> None:
+    def __init__(
+        self, rate: int = 48_000, inputs: int = 1, outputs: int = 1, record_capacity: int = 24_000, burst: int = 128
+    ) -> None:
         self.samplerate, self.inputs, self.outputs = rate, inputs, outputs
+        self.burst = burst  # an audio server whose own block is longer calls several times at once
         self.played: list[float] = []
         self.running = True
         self._blocks = 0
@@ -48,8 +65,9 @@ class VirtualDevice:
     def run_until(self, time_ns: int) -> None:
         if self._begun_ns < 0:
             self._begun_ns = time_ns
-        while self.running and frames_in(time_ns - self._begun_ns, self.samplerate) >= self.frames() + self.blocksize:
-            self._callback()
+        while self.running and frames_in(time_ns - self._begun_ns, self.samplerate) >= self.frames() + self.burst:
+            for _ in range(self.burst // self.blocksize):
+                self._callback()
 
     def _callback(self) -> None:
         start = self.frames()
@@ -115,6 +133,7 @@ class Ramp:
     def __init__(self, end: int) -> None:
         self.heard = 0
         self.mixed = 0
+        self.played = -1
         self.stopped = False
         self.input: list[Block] = []
         self._end = end
@@ -194,6 +213,18 @@ def grid_offsets(played: list[float]) -> set[int]:
     return {int(offset) for offset in at - (audio[at] - 1)}
 
 
+def fates(rig: Rig, frames: int) -> list[int | None]:
+    """What became of each of the first frames."""
+    departures = Departures(rig.arena)
+    return [departures.of(frame) for frame in range(frames)]
+
+
+def heard_frames(device: VirtualDevice, frames: int) -> set[int]:
+    """Session frames that were played by a device, of the first ones."""
+    audio = np.array(device.played)
+    return {int(value) - 1 for value in audio[(audio > 0) & (audio <= frames)]}
+
+
 def test_every_frame_leaves_once_and_in_its_place(rig: Rig) -> None:
     rig.play(2.0)
     audio = np.array(rig.device.played)
@@ -222,6 +253,71 @@ def test_a_device_process_held_up_loses_frames_but_not_the_grid(rig: Rig) -> Non
     missing = 96_000 - np.count_nonzero((audio > 0) & (audio <= 96_000))
     assert missing == status["lost_frames"]
     assert 0.03 * 48_000 < missing < 0.1 * 48_000
+
+
+def test_margins_are_what_lay_before_a_frame_in_the_ring(rig: Rig) -> None:
+    rig.io_holds = [(1.0, 0.015)]
+    rig.play(2.0)
+    known = fates(rig, 96_000)
+    margins = [margin for margin in known if margin is not None]
+    assert len(margins) == 96_000
+    assert min(margins[4_000:40_000]) >= SPEC.lead - 3 * 128
+    held = round(0.015 * 48_000)
+    assert min(margins) == pytest.approx(SPEC.lead - held, abs=200)
+    assert max(margins) < SPEC.lead
+
+
+def test_a_lost_range_is_told_with_its_reason(rig: Rig) -> None:
+    rig.io_holds, rig.engine_holds = [(0.5, 0.05)], [(1.2, 0.1)]
+    rig.play(2.0)
+    known = fates(rig, 96_000)
+    empty = [frame for frame, fate in enumerate(known) if fate == LOST_EMPTY]
+    late = [frame for frame, fate in enumerate(known) if fate == LOST_LATE]
+    status = rig.status()
+    assert len(empty) == status["lost_frames"] == empty[-1] + 1 - empty[0]
+    assert len(late) == status["starved_frames"]
+    assert (status["lost_start"], status["lost_end"]) == (late[0], late[-1] + 1)
+
+
+def test_what_lay_in_the_ring_of_a_device_that_died_did_not_go_out(rig: Rig) -> None:
+    tick, first = rig.tick, rig.device
+
+    def die_and_return() -> None:
+        tick()
+        if rig.device is first and rig.seconds() > 1.0:
+            first.running = False
+        if rig.gone and rig.seconds() > 1.5:
+            rig.replace_device(VirtualDevice())
+
+    rig.tick = die_and_return  # type: ignore[method-assign]
+    rig.play(2.5)
+    known = fates(rig, 110_000)
+    heard = heard_frames(first, 110_000) | heard_frames(rig.device, 110_000)
+    assert {frame for frame, fate in enumerate(known) if fate is not None and fate >= 0} == heard
+    gone = [frame for frame, fate in enumerate(known) if fate == LOST_GONE]
+    assert len(gone) == 110_000 - len(heard) == gone[-1] + 1 - gone[0]
+    assert max(heard_frames(first, 110_000)) + 1 == gone[0]
+
+
+def test_without_a_device_a_frame_is_lost_a_second_after_it_was_due(rig: Rig) -> None:
+    departures = Departures(rig.arena)
+    assert departures.of(100) is None
+    rig.arena.status("stream.status").publish(frame=100 + 48_000)
+    assert departures.of(100) is None
+    rig.arena.status("stream.status").publish(frame=101 + 48_000)
+    assert departures.of(100) == LOST_GONE
+
+
+def test_what_nobody_asked_about_for_long_is_not_called_lost(rig: Rig) -> None:
+    departing = io.Departing(rig.arena.ring("io.out"))
+    departing.hand(10_000, 700)
+    departing.skip(OUT_SECONDS * 48_000 + 10_000)
+    departing.hand(OUT_SECONDS * 48_000 + 20_000, 600)
+    departing.settle(1 << 40)
+    departures = Departures(rig.arena)
+    assert departures.of(9_999) == LOST_UNSEEN
+    assert departures.of(OUT_SECONDS * 48_000 + 19_999) == 600
+    assert set(departures.words) == {LOST_EMPTY, LOST_LATE, LOST_GONE, LOST_UNSEEN}
 
 
 def test_a_short_hold_is_bridged(rig: Rig) -> None:
@@ -261,11 +357,17 @@ def test_lost_input_leaves_a_gap_and_the_grid() -> None:
     st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0.0, 0.15)), max_size=4),
     st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0.0, 0.15)), max_size=4),
 )
-def test_no_hold_moves_the_grid(io_holds: list[tuple[float, float]], engine_holds: list[tuple[float, float]]) -> None:
+def test_no_hold_moves_the_grid_and_every_frame_is_accounted_for(
+    io_holds: list[tuple[float, float]], engine_holds: list[tuple[float, float]]
+) -> None:
     rig = Rig()
     rig.io_holds, rig.engine_holds = io_holds, engine_holds
     rig.play(1.2)
     assert len(grid_offsets(rig.device.played)) == 1
+    known = fates(rig, 57_600)
+    out = {frame for frame, fate in enumerate(known) if fate is not None and fate >= 0}
+    assert out == heard_frames(rig.device, 57_600)
+    assert None not in known
     rig.arena.close()
     rig.arena.unlink()
 
@@ -340,6 +442,37 @@ def test_a_device_at_another_rate_keeps_the_grid(rate: int) -> None:
     rig.arena.unlink()
 
 
+@pytest.mark.parametrize("rate", [44_100, 48_000, 96_000, 32_000])
+def test_a_device_at_another_rate_is_fed_however_short_the_lead(rate: int) -> None:
+    """A server comes back at another rate in the middle of a session, whose lead was chosen for the old one."""
+    rig = Rig(StreamSpec(48_000, 1, 1, 128, 512), VirtualDevice(rate))
+    rig.play(2.0)
+    status = rig.status()
+    assert (status["xruns"], status["starved"]) == (0, 0)
+    assert all(fate is not None and fate >= 0 for fate in fates(rig, 90_000))
+    assert status["fill_min"] > 0.4 * 512 * rate / 48_000
+    rig.arena.unlink()
+
+
+@pytest.mark.parametrize("burst", [256, 1024, 4096])
+def test_a_server_with_long_blocks_is_fed_however_short_the_lead(burst: int) -> None:
+    """A server comes back with a longer period than the lead: more is mixed ahead, and nothing is lost for it."""
+    rig = Rig(StreamSpec(48_000, 1, 1, 128, 512), VirtualDevice(burst=burst))
+    rig.play(3.0)
+    status = rig.status()
+    known = fates(rig, 140_000)
+    begun = next(frame for frame, fate in enumerate(known) if fate is not None and fate >= 0)
+    assert begun < 8 * burst, "the period is not known from the start"
+    assert all(fate is not None and fate >= 0 for fate in known[begun:])
+    assert len(grid_offsets(rig.device.played)) == 1
+    assert (status["xruns"], status["starved"]) == (0, 0)
+    assert heard_frames(rig.device, 140_000) == set(range(begun, 140_000))
+    assert status["extra_lead"] == burst - 128
+    told = rig.arena.records("io.text").take()
+    assert (told is not None and f"takes {burst} frames at a time" in told.decode()) == (burst > 512)
+    rig.arena.unlink()
+
+
 def test_devices_with_only_outputs_or_inputs(rig: Rig) -> None:
     rig.replace_device(VirtualDevice(inputs=0))
     process, _ = rig.play(1.0)
@@ -364,204 +497,6 @@ def test_block_clock_follows_a_device_that_stood_still() -> None:
     for block in range(1, 200):
         clock.observe(block * 128, block * 128 * SECOND_NS // 48_000 + (0 if block < 180 else 60 * MS))
     assert clock.time_ns(199 * 128) == 199 * 128 * SECOND_NS // 48_000 + 60 * MS
-
-
-DEVICES = [
-    io.Device(0, "Built-in Output", "Core Audio", 0, 2, 48_000, False, True),
-    io.Device(1, "Built-in Microphone", "Core Audio", 1, 0, 48_000, True, False),
-    io.Device(2, "Scarlett 18i8", "Core Audio", 18, 8, 48_000, False, False),
-    io.Device(3, "Scarlett 2i2", "Core Audio", 2, 2, 44_100, False, False),
-    io.Device(4, "HDMI", "ALSA", 0, 2, 48_000, False, False),
-    io.Device(5, "HDMI", "OSS", 0, 2, 48_000, False, False),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "index"),
-    [
-        ("", "output", 0),
-        ("", "input", 1),
-        ("Scarlett 2i2", "input", 3),
-        ("scarlett 18", "output", 2),
-        ("HDMI, OSS", "output", 5),
-    ],
-)
-def test_devices_are_chosen_by_name(name: str, kind: str, index: int) -> None:
-    assert io.pick_device(DEVICES, name, kind).index == index
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "words"),
-    [
-        ("Scarlett", "output", ["more than one", "Scarlett 18i8, Core Audio", "Scarlett 2i2, Core Audio"]),
-        ("HDMI", "output", ["more than one", "HDMI, ALSA", "HDMI, OSS"]),
-        ("Behringer", "output", ["no device 'Behringer'", "Built-in Output", "HDMI, ALSA"]),
-        ("Built-in Output", "input", ["with an input", "Built-in Microphone"]),
-    ],
-)
-def test_a_device_is_never_replaced_by_another(name: str, kind: str, words: list[str]) -> None:
-    with pytest.raises(io.DeviceError) as caught:
-        io.pick_device(DEVICES, name, kind)
-    assert all(word in str(caught.value) for word in words)
-
-
-def test_no_device_at_all_is_a_sentence() -> None:
-    with pytest.raises(io.DeviceError, match="no sound device with an output"):
-        io.pick_device([], "", "output")
-
-
-def test_missing_portaudio_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refuses:
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "sounddevice":
-                raise OSError("PortAudio library not found")
-
-    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
-    monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(io.DeviceError, match="apt install libportaudio2"):
-        io._sounddevice()
-
-
-def test_config_names_the_slip() -> None:
-    with pytest.raises(ValueError, match="the stream has 2"):
-        io.IoConfig(StreamSpec(48_000, 1, 2), output_channels=(1, 2, 3))
-    with pytest.raises(ValueError, match="count from 1"):
-        io.IoConfig(StreamSpec(48_000, 1, 2), output_channels=(0, 1))
-
-
-@pytest.mark.parametrize(
-    ("rights", "late", "rate", "blocksize", "lead"),
-    [
-        (True, 0.0001, 48_000, 128, 512),
-        (True, 0.0001, 48_000, 64, 256),
-        (True, 0.0001, 48_000, 256, 1024),
-        (True, 0.004, 48_000, 128, 1024),
-        (False, 0.0001, 48_000, 128, 2048),
-        (False, 0.0001, 44_100, 128, 2048),
-        (True, 0.004, 96_000, 128, 2048),
-        (True, 0.004, 48_000, 300, 1200),
-    ],
-)
-def test_lead_follows_rights_and_load(rights: bool, late: float, rate: int, blocksize: int, lead: int) -> None:
-    assert io.choose_lead(rights, late, rate, blocksize) == lead
-
-
-def test_lead_leaves_room_for_the_resampler() -> None:
-    assert io.choose_lead(True, 0.004, resampled=True) == 1024 + io.RESAMPLE_FRAMES
-
-
-class FakeChild:
-    def __init__(self) -> None:
-        self.exitcode: int | None = None
-        self.killed = False
-
-    def is_alive(self) -> bool:
-        return self.exitcode is None
-
-    def kill(self) -> None:
-        self.killed = True
-        self.exitcode = -9 if self.exitcode is None else self.exitcode
-
-    def join(self, timeout: float | None = None) -> None:
-        pass
-
-
-class Watch:
-    """A supervisor over fake processes in virtual time, looked after every 20 ms."""
-
-    def __init__(self, arena: Arena) -> None:
-        self.now_ns = 3 * SECOND_NS
-        self.children: list[FakeChild] = []
-        self.told: list[str] = []
-        self.status = arena.status("io.status")
-        self.texts = arena.records("io.text")
-        self.control = arena.status("io.control")
-        self.supervisor = io.DeviceSupervisor(
-            arena, io.IoConfig(SPEC), self.told.append, self.spawn, lambda: self.now_ns
-        )
-
-    def spawn(self) -> FakeChild:
-        self.children.append(FakeChild())
-        return self.children[-1]
-
-    def run(self, milliseconds: int, beat: Callable[[], None] | None = None) -> None:
-        for _ in range(milliseconds // 20):
-            self.now_ns += 20 * MS
-            if beat is not None:
-                beat()
-            self.supervisor.poll()
-
-    def beat(self, state: int = RUNNING) -> None:
-        self.status.publish(state=state, heartbeat_ns=self.now_ns)
-
-
-@pytest.fixture
-def watch() -> Iterator[Watch]:
-    arena = Arena.create(io.layout(SPEC))
-    yield Watch(arena)
-    arena.close()
-    arena.unlink()
-
-
-def test_a_process_that_beats_is_left_alone(watch: Watch) -> None:
-    watch.run(5_000, watch.beat)
-    assert len(watch.children) == 1
-    assert watch.supervisor.restarts == 0
-
-
-def test_a_process_that_hangs_is_killed_and_replaced(watch: Watch) -> None:
-    watch.run(1_000, watch.beat)
-    watch.run(360)
-    assert watch.children[0].killed
-    watch.run(40)
-    assert len(watch.children) == 2
-    assert watch.supervisor.restarts == 1
-    assert "does not answer" in watch.told[-1]
-
-
-def test_opening_may_take_longer_than_a_turn(watch: Watch) -> None:
-    watch.run(14_000)
-    assert not watch.children[0].killed
-    watch.beat(STARTING)
-    watch.run(4_000)
-    assert not watch.children[0].killed
-    watch.run(2_000)
-    assert watch.children[0].killed
-
-
-def test_a_process_that_ended_is_replaced_at_once_and_one_that_never_spoke_later(watch: Watch) -> None:
-    watch.run(1_000, watch.beat)
-    watch.children[0].exitcode = 0
-    watch.run(60)
-    assert len(watch.children) == 2
-    watch.children[1].exitcode = 1
-    watch.run(500)
-    assert len(watch.children) == 2
-    watch.run(600)
-    assert len(watch.children) == 3
-    assert "ended with code 1" in watch.told[-1]
-
-
-def test_sentences_are_told_once(watch: Watch) -> None:
-    for text in (b"first", b"first", b"second"):
-        watch.texts.post(text)
-    watch.run(40, watch.beat)
-    assert watch.told == ["first", "second"]
-    assert watch.supervisor.sentence == "second"
-
-
-def test_stop_asks_then_kills(watch: Watch) -> None:
-    watch.run(100, watch.beat)
-    watch.supervisor.stop()
-    assert watch.control.read()["stop"] == 1
-    assert watch.children[0].killed
-
-
-def test_the_device_list_survives_a_process_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(stdout="noise\n", returncode=-6))
-    with pytest.raises(io.DeviceError, match="code -6"):
-        io.list_devices()
 
 
 def test_an_orphaned_device_process_plays_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,3 +526,47 @@ def test_an_orphaned_device_process_plays_to_the_end(monkeypatch: pytest.MonkeyP
 def test_the_shared_ring_holds_what_is_mixed_ahead_of_slow_and_long_blocks() -> None:
     spec = StreamSpec(8000, blocksize=8192, lead=32768)
     assert io.layout(spec)["io.output.audio"][1][0] >= 2 * spec.lead
+
+
+def test_a_device_that_is_not_there_is_told_once_and_tried_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that come and go meanwhile are no news."""
+    answers = [
+        DeviceError("there is no device 'Scarlett' with an output; there is: 'HDMI'"),
+        DeviceError("there is no device 'Scarlett' with an output; there is: 'HDMI'; 'Webcam'"),
+        DeviceError("device 'Scarlett' does not open: busy; is another program using it?"),
+        SimpleNamespace(text="playing to 'Scarlett'"),
+    ]
+    rescans: list[bool] = []
+
+    def open_port(config: IoConfig, rescan: bool) -> object:
+        rescans.append(rescan)
+        answer = answers.pop(0)
+        if isinstance(answer, DeviceError):
+            raise answer
+        return answer
+
+    arena = Arena.create(io.layout(SPEC))
+    monkeypatch.setattr(io, "RtmixerPort", open_port)
+    monkeypatch.setattr(io, "_RETRY_NS", 0)
+    port = io._open_port(arena, IoConfig(SPEC, "Scarlett"))
+    assert port is not None
+    assert rescans == [False, True, True, True]
+    texts = arena.records("io.text")
+    told = [record.decode() for record in iter(texts.take, None)]
+    assert [text.split(";")[0] for text in told] == [
+        "there is no device 'Scarlett' with an output",
+        "device 'Scarlett' does not open: busy",
+    ]
+    assert all("tried again" in text for text in told)
+    arena.close()
+    arena.unlink()
+
+
+def test_audio_libraries_do_not_write_into_the_terminal() -> None:
+    """JACK says four lines on every try to reach a server; what Python has to say is still seen."""
+    code = (
+        "import os, sys; from realtime import io; io._mute_libraries(); "
+        "os.write(1, b'noise'); os.write(2, b'noise'); print('a traceback', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "a traceback\n")

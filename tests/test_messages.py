@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.clock import Meter, TempoChange, Timeline
-from realtime.messages import decode, encode, field_names, from_bytes, to_bytes
+from realtime.messages import decode, encode, field_names, from_bytes, seal, to_bytes
 from realtime.protocols import Action, Chord, Clip, Heard, Origin, Piece, Plan, Span, SpanRequest
 
 FRACTIONS = st.fractions(max_denominator=10**12)
@@ -63,6 +64,61 @@ REQUEST = SpanRequest(
 def test_every_value_comes_back_equal(value: Any) -> None:
     assert from_bytes(type(value), to_bytes(value)) == value
     assert json.loads(to_bytes(value)) == encode(value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(REQUESTS, ORIGINS, PLANS, ACTIONS))
+def test_what_is_sealed_travels_as_it_came(value: Any) -> None:
+    text = to_bytes(value)
+    sealed = seal(type(value), json.loads(text))
+    assert to_bytes(sealed) == text
+    assert to_bytes({"a": [1, sealed], "b": None}) == b'{"a":[1,' + text + b'],"b":null}'
+
+
+def test_a_sealed_origin_stands_in_an_origins_place() -> None:
+    origin = Origin("corpus", "eif", "ab", (Piece("ä.flac", 0, 100, 0, 100, 7),))
+    sealed = seal(Origin, encode(origin))
+    assert from_bytes(Plan, to_bytes(Plan("bass", sealed))) == Plan("bass", origin)
+    request = replace(REQUEST, after=sealed, plans=(Plan("bass", sealed),))
+    assert from_bytes(SpanRequest, to_bytes(request)) == replace(REQUEST, after=origin, plans=(Plan("bass", origin),))
+    with pytest.raises(ValueError, match=r"Action\.frame"):
+        to_bytes(Action(sealed, "a", "b"))  # type: ignore[arg-type]
+    span = seal(Span, encode(Span(1, Fraction(0), Fraction(1))))
+    with pytest.raises(ValueError, match=r"Plan\.origin: found Sealed.*expected a Origin"):
+        to_bytes(Plan("bass", span))  # type: ignore[arg-type]
+
+
+PIECE = {"source": "a", "source_frame": 0, "source_frames": 1, "at": 0, "frames": 1, "unit": 0, "stretched": False}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ([], r"Origin: found \[\]"),
+        ({"kind": "corpus", "name": 1, "digest": "", "pieces": []}, r"Origin\.name: found 1"),
+        ({"kind": "corpus", "name": "", "digest": "", "pieces": [{"source": "a"}]}, r"\[0\]\.source_frame: missing"),
+        (
+            {"kind": "c", "name": "", "digest": "", "pieces": [{**PIECE, "gain": math.inf}]},
+            r"pieces\[0\]\.gain: found inf",
+        ),
+        (
+            {"kind": "c", "name": "", "digest": "", "pieces": [{**PIECE, "gain": 1.0, "colour": "blue"}]},
+            r"unknown field 'colour'",
+        ),
+    ],
+)
+def test_only_what_can_be_opened_is_sealed(data: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        seal(Origin, data)
+
+
+def test_fields_in_another_order_and_defaults_left_out_are_sealed_too() -> None:
+    assert to_bytes(seal(Origin, {"name": "x", "kind": "heard"})) == b'{"name":"x","kind":"heard"}'
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_line() -> None:
+    action = from_bytes(Action, b'{"frame":0,"agent":"a","name":"\\ud800","value":1.0}')
+    assert json.loads(to_bytes({"action": action}))["action"]["name"] == "?"
 
 
 def test_the_form_is_plain_json() -> None:
@@ -141,6 +197,7 @@ def test_defaults_may_be_missing_and_whole_fractions_may_be_numbers() -> None:
         (("plans", 0, "origin", "pieces", 0, "stretched"), 0, r"pieces\[0\]\.stretched: found 0, expected true"),
         (("actions", 0, "value"), "1", r"SpanRequest\.actions\[0\]\.value: found '1', expected a finite number"),
         (("actions", 0, "value"), float("inf"), r"value: found inf, expected a finite number"),
+        (("actions", 0, "value"), 10**400, r"value: found 1000.*, expected a finite number"),
     ],
 )
 def test_an_error_names_the_field_what_was_found_and_what_is_expected(
@@ -200,11 +257,24 @@ def test_what_cannot_travel_is_named(value: object, sentence: str) -> None:
         to_bytes(value)
 
 
+def test_what_leads_back_to_its_own_class_stays_behind() -> None:
+    assert encode(_Node(1, (_Node(2),))) == {"value": 1}
+    assert from_bytes(_Node, to_bytes(_Node(1, (_Node(2),)))) == _Node(1)
+    with pytest.raises(ValueError, match="'inner', which does not travel"):
+        decode(_Node, {"value": 1, "inner": []})
+
+
 def test_a_class_whose_fields_cannot_travel_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot travel as JSON"):
         decode(_Odd, {})
     with pytest.raises(TypeError, match="no dataclass"):
         decode(int, {})
+
+
+@dataclass(frozen=True)
+class _Node:
+    value: int
+    inner: tuple[_Node, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,24 @@ def render(
     """Mix everything, cut after each of ``cuts`` (frames from the start)."""
     cuts = sorted(cuts)
     frames = len(stems[0]) if stems else len(dry) if dry is not None else cuts[-1]
+    sound = side_by_side(mixer, stems, frames)
     out = np.full((frames, outputs), np.nan, np.float32)
     at = 0
     for cut in [*cuts, frames]:
         block = slice(at, cut)
-        mixer.mix(
-            start + at,
-            cut - at,
-            [stem[block] for stem in stems],
-            None if dry is None else dry[block],
-            tempo_map,
-            out[block],
-        )
+        mixer.mix(start + at, cut - at, sound[block], None if dry is None else dry[block], tempo_map, out[block])
         at = cut
+    mixer.meter(sound, dry, out)
     return out
+
+
+def side_by_side(mixer: Mixer, stems: Sequence[Block], frames: int) -> Block:
+    """Lay stems into one block as the engine's ring does."""
+    width = sum(stem.shape[1] for stem in stems)
+    sound = np.zeros((frames, max(mixer.columns.width, width)), np.float32)
+    for stem, first in zip(stems, mixer.columns.first, strict=False):
+        sound[:, first : first + stem.shape[1]] = stem
+    return sound if width <= mixer.columns.width else sound[:, :width]
 
 
 def noise(frames: int, channels: int, seed: int, level: float = 0.3) -> Block:
@@ -158,9 +162,10 @@ def test_changes_may_be_announced_late() -> None:
     late = Mixer(ONE, [Strip("a", 1, outputs=(0,))])
     out = np.zeros((1000, 1), np.float32)
     stem = noise(1000, 1, 1, 0.1)
-    late.mix(0, 450, [stem[:450]], None, MAP, out[:450])
+    sound = side_by_side(late, [stem], 1000)
+    late.mix(0, 450, sound[:450], None, MAP, out[:450])
     late.set_gain("a", -6, 500)
-    late.mix(450, 550, [stem[450:]], None, MAP, out[450:])
+    late.mix(450, 550, sound[450:], None, MAP, out[450:])
     assert out.tobytes() == render(early, [stem], outputs=1).tobytes()
 
 
@@ -379,7 +384,7 @@ def test_limiter_lets_go_entirely() -> None:
     out = render(mixer, [stem], outputs=1)
     assert out[200, 0] < 0.45
     assert np.all(out[7500:] == 0.5)
-    assert not mixer._limiter.wanted(9000, np.float32(0.5))  # and costs nothing any more
+    assert not mixer._limiter.wanted(9000, 0.5)  # and costs nothing any more
 
 
 def test_each_pair_has_its_own_limiter_and_its_channels_one() -> None:
@@ -503,9 +508,9 @@ def test_metronome_follows_a_new_map() -> None:
     slow = TempoMap.steady(SAMPLERATE, 120, Meter(4, 4))  # a click every 4000 frames
     fast = slow.changed(Fraction(2), Fraction(240))
     mixer = Mixer(ONE, [], Metronome(on=True, gain_db=0, outputs=(0,)), ceiling_db=0)
-    out = np.zeros((20_000, 1), np.float32)
+    out, none = np.zeros((20_000, 1), np.float32), side_by_side(mixer, [], 100)
     for at in range(0, 20_000, 100):
-        mixer.mix(at, 100, [], None, slow if at < 4100 else fast, out[at : at + 100])
+        mixer.mix(at, 100, none, None, slow if at < 4100 else fast, out[at : at + 100])
     accents, beats = click_frames(out[:, 0])
     assert (accents, beats) == ([0, 12_000], [4000, 8000, 10_000, 14_000, 16_000, 18_000])
     np.testing.assert_array_equal(out[4000:4300], out[8000:8300])  # a tail outlives the change of map
@@ -525,10 +530,10 @@ def test_dry_input_goes_through_as_it_is(blocksize: int) -> None:
 
 def test_no_input_is_silence() -> None:
     mixer = Mixer(ONE, [], monitor=Monitor(outputs=(0,)))
-    out = np.zeros((200, 1), np.float32)
-    mixer.mix(0, 200, [], level(0.5, 200), MAP, out)
+    out, none = np.zeros((200, 1), np.float32), side_by_side(mixer, [], 200)
+    mixer.mix(0, 200, none, level(0.5, 200), MAP, out)
     assert np.all(out == 0.5)
-    mixer.mix(200, 200, [], None, MAP, out)
+    mixer.mix(200, 200, none, None, MAP, out)
     assert not out.any()
 
 
@@ -560,7 +565,7 @@ def test_meters_hold_what_was_since_the_last_reading() -> None:
 def test_output_meters_are_after_the_limiter() -> None:
     mixer = Mixer(ONE, [Strip("a", 1, outputs=(0,))])
     render(mixer, [level(4)], outputs=1)
-    np.testing.assert_allclose(mixer.meters(), np.array([(4, 4), (CEILING, CEILING)]), rtol=1e-6)
+    np.testing.assert_allclose(mixer.meters(), np.array([(4, 4), (CEILING, CEILING)]), rtol=1e-5)
 
 
 # -- misuse
@@ -588,8 +593,7 @@ def test_output_meters_are_after_the_limiter() -> None:
         (lambda: Mixer(TWO, [Strip("a", 1)]).set_gain("a", 99, 0), "gain_db=99"),
         (lambda: Mixer(TWO, [Strip("a", 1)]).set_pan("a", -2, 0), "pan=-2"),
         (lambda: Mixer(TWO, [Strip("a", 1)]).set_metronome(True, 0), "no metronome"),
-        (lambda: render(Mixer(TWO, [Strip("a", 1)]), [level(0, 9, 2)]), "axes"),
-        (lambda: render(Mixer(TWO, [Strip("a", 1)]), [], None, [9]), "1 strips"),
+        (lambda: render(Mixer(TWO, [Strip("a", 1)]), [level(0, 9, 3)]), "axes"),
         (lambda: render(Mixer(TWO, [], monitor=Monitor()), [], level(0, 9, 2)), "the stream's is (9, 1)"),
     ],
 )

@@ -105,6 +105,35 @@ def test_the_lines_come_back_as_records(tmp_path: Path) -> None:
     assert take.end.counters == {"xruns": 1, "late_clips": 0}
 
 
+def test_the_ledgers_lines_come_back_as_records(tmp_path: Path) -> None:
+    place = {"agent": "keys", "bar": 1, "beat": "1/2"}
+    lines: list[dict[str, object]] = [
+        {"type": "tempo", "frame": 0, "bar": 0, "tempo": "120", "meter": "4/4"},
+        {"type": "armed", "agent": "keys", "budget_frames": 90, "generation": 0, "warm_up_runs": 4},
+        {"type": "span", **place, "beats": "1", "start": 2250, "frames": 500, "rung": 3, "decided": 2240,
+         "hops": {"ready": [2240, None], "mixed": [2240, 2000]}},
+        {"type": "retime", **place, "beats": "1", "start": 2250, "frames": 700, "decided": 2300},
+        {"type": "budget", "agent": "keys", "budget_frames": 120, "p50_seconds": 0.1, "p99_seconds": 0.2},
+        {"type": "out", **place, "wanted": 2250, "actual": None, "cause": "no device was there"},
+        {"type": "worker", "agent": "keys", "frame": 2900, "generation": 1, "event": "lost", "requests": 2},
+        {"type": "locate", "frame": 4000, "announced": 2950, "late": False, "bar": 2, "song_bar": 7, "loop_bars": 4,
+         "as_written": False},
+    ]  # fmt: skip
+    with TakeWriter(tmp_path / "take", HEADER, STEMS, 1, 2) as writer:
+        for line in lines:
+            writer.log(line)
+    take = TakeReader(tmp_path / "take")
+    (out,), (span,), (retime,), (locate,) = take.outs, take.spans, take.retimes, take.locates
+    assert out.key == span.key == retime.key == ("keys", 1, Fraction(1, 2))
+    assert (out.wanted, out.actual, out.cause) == (2250, None, "no device was there")
+    assert span.hops == {"ready": (2240, None), "mixed": (2240, 2000)}
+    assert (retime.frames, locate.song_bar, locate.loop_bars) == (700, 7, 4)
+    assert [(line.frame, line.budget_frames) for line in take.armed] == [(0, 90)]
+    assert [(line.frame, line.budget_frames) for line in take.budgets] == [(2300, 120)]
+    assert [(line.frame, line.generation, line.event) for line in take.workers] == [(2900, 1, "lost")]
+    assert [take.tempo_map.song_bar(bar) for bar in range(8)] == [0, 1, 7, 8, 9, 10, 7, 8]
+
+
 def test_the_tempo_map_is_that_of_the_take(tmp_path: Path) -> None:
     record(tmp_path / "take")
     tempo_map = TakeReader(tmp_path / "take").tempo_map

@@ -146,7 +146,7 @@ def test_whatever_went_wrong_goes_wrong_again(
 
 def told(line: dict[str, Any]) -> dict[str, Any]:
     """Return a line of the ledger without what was measured, or only shows in words."""
-    return {key: value for key, value in line.items() if key not in ("margin_frames", "cause")}
+    return {key: value for key, value in line.items() if key not in ("margin_frames", "cause", "hops")}
 
 
 def test_the_stop_is_in_the_take() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge import figures, report
+from bridge import figures, ledger, margins, report
 from bridge import picture as pictures
-from bridge.recorder import TakeReader, TakeWriter
-from realtime.clock import TempoChange, TempoMap
+from bridge.recorder import SpanLine, TakeReader, TakeWriter
+from realtime.clock import Locate, TempoChange, TempoMap
 from realtime.messages import encode, to_bytes
 from realtime.protocols import Block, Origin, Piece
 
@@ -85,14 +86,14 @@ def take(tmp_path_factory: pytest.TempPathFactory) -> TakeReader:
 
 def test_figures_are_those_of_the_take(take: TakeReader) -> None:
     keys, bass = figures.summarise(take)
-    assert (keys.agent, keys.bars, len(keys.spans)) == ("keys", 8, 8)
-    assert dict(keys.rungs) == {0: 1, 1: 4, 2: 1, 4: 1, 5: 1}
+    assert (keys.agent, keys.course.bars, len(keys.spans)) == ("keys", 8, 8)
+    assert dict(keys.course.rungs) == {0: 1, 1: 4, 2: 1, 4: 1, 5: 1}
     assert keys.margins_ms == [101, 102, 103, 105, 107]
     assert len(keys.units) == 24  # five clips, and the one that was played again
     assert len(set(keys.units)) == 20
     assert keys.stretched == 20  # bars 1, 3 (twice), 5 and 7
     assert keys.peak_db == pytest.approx(20 * math.log10(0.5), abs=0.01)
-    assert dict(bass.rungs) == {0: 1, 1: 7}
+    assert dict(bass.course.rungs) == {0: 1, 1: 7}
 
 
 def test_units_lie_where_they_sound(take: TakeReader) -> None:
@@ -122,10 +123,9 @@ def test_a_clip_joined_late_sounds_from_there_on(tmp_path: Path) -> None:
     sounding = [(p.start, p.piece.unit) for p in keys.placed if begin <= p.start < end]
     assert sounding == [(begin + 2 * beat, 26), (begin + 3 * beat, 27)]
     assert (5, begin, begin + 2 * beat) in pictures._fields(keys)
-    assert (
-        f"| 7 | 1 | keys | 5 fade to silence | too late \\| hung | {1000 * 2 * beat / RATE:.0f} ms |"
-        in report.markdown(take)
-    )
+    joined = f"{1000 * 2 * beat / RATE:.0f} ms"
+    row = f"| 7 | 1 | keys | 5 fade to silence | its answer was faulty: too late \\| hung | {joined} |"
+    assert row in report.markdown(take)
 
 
 def test_the_later_line_of_a_span_counts(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_later_line_of_a_span_counts(tmp_path: Path) -> None:
     line = '{"type":"span","agent":"bass","bar":1,"beat":"0","beats":"4","start":16000,"frames":16000,"rung":2}\n'
     log.write_text(log.read_text() + line)
     bass = figures.summarise(TakeReader(tmp_path / "take"))[1]
-    assert dict(bass.rungs) == {0: 1, 1: 6, 2: 1}
+    assert dict(bass.course.rungs) == {0: 1, 1: 6, 2: 1}
 
 
 @settings(max_examples=60, deadline=None)
@@ -173,7 +173,7 @@ def test_the_table_has_a_row_for_each_agent(take: TakeReader) -> None:
 
 def test_the_legend_names_the_rungs_that_have_a_column(take: TakeReader) -> None:
     page, caption = report.markdown(take), str(report.table(take).caption)
-    for rung, name in figures.RUNGS.items():
+    for rung, name in ledger.RUNGS.items():
         has_column = f"| rung {rung} |" in page
         assert (f"{rung} {name}" in caption) == has_column
         assert (f"{rung} {name}" in page.split("Spans by what played: ")[1].split("\n")[0]) == has_column
@@ -182,7 +182,7 @@ def test_the_legend_names_the_rungs_that_have_a_column(take: TakeReader) -> None
 def test_the_page_tells_what_was_late_and_where_the_files_are(take: TakeReader) -> None:
     page = report.markdown(take, 31.4)
     assert "| keys | 8 | 8 | 4 | 1 | 1 | 1 | 1 | 101 | 103 | 24 | 20 | 20 | -6.0 |" in page
-    assert "| 4 | 1 | keys | 2 speculative clip | too late \\| hung |" in page
+    assert "| 4 | 1 | keys | 2 speculative clip | its answer was faulty: too late \\| hung |" in page
     assert "| 7 | 1 | keys | 5 fade to silence |" in page
     assert "| late_clips | 3 |" in page
     assert "31.4 times real time" in page
@@ -285,7 +285,7 @@ def test_what_lies_behind_the_end_is_left_out(tmp_path: Path) -> None:
     }
     log.write_bytes(log.read_bytes() + to_bytes(line) + b"\n")
     take = TakeReader(tmp_path / "take")
-    assert figures.summarise(take)[1].bars == BARS
+    assert figures.summarise(take)[1].course.bars == BARS
     assert max(p.stop for part in figures.summarise(take) for p in part.placed) <= take.frames
 
 
@@ -351,3 +351,289 @@ def test_many_sources_and_lanes_find_their_place(tmp_path: Path) -> None:
 def test_importing_the_report_imports_no_plotting() -> None:
     code = "import sys, bridge.report; print([m for m in ('matplotlib', 'rich', 'soundfile') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# --- how the time went ---
+
+HOPS: dict[str, object] = {"heard": [90, 80], "request": [100, 100], "mixed": [15920, 15600]}
+
+
+def band(bars: int = 12, *, well: bool = False, live: bool = True) -> list[dict[str, Any]]:
+    """Return the lines of two agents; not ``well``, one of them goes through all that can happen."""
+    fates = {2: (2, "late"), 3: (3, "lost"), 5: (4, "late"), 6: (1, ""), 7: (2, "NaN or infinity in the clip")}
+    lines: list[dict[str, Any]] = [{"type": "tempo", "frame": 0, "bar": 0, "tempo": "120", "meter": "4/4"}]
+    bar_frames, join = 2 * RATE, 80
+    for agent in ("keys", "bass"):
+        lines.append({"type": "armed", "agent": agent, "budget_frames": 900, "generation": 0})
+        for bar in range(bars + 1):
+            rung, cause = (1, "") if well or agent == "bass" else fates.get(bar, (1, ""))
+            rung, cause = (5, "quarantined") if not well and agent == "keys" and bar > 8 else (rung, cause)
+            start = bar * bar_frames
+            deadline = max(0, start - join)
+            place = {"agent": agent, "bar": bar, "beat": "0"}
+            asked = cause != "quarantined"
+            hops = dict(HOPS) if live else {}
+            if asked:
+                lines.append({"type": "request", **place, "beats": "4", "attempt": 1, "start": start,
+                              "frames": bar_frames, "posted": max(0, deadline - 900), "context_end": 0})  # fmt: skip
+                hops["ready"] = [deadline, None if cause in ("late", "lost") else deadline - 400]
+            if rung in (1, 2, 3):
+                attempt = {1: 1, 2: 0, 3: 2}[rung]
+                origin = clip(bar, agent, RATE // 2)
+                lines.append({"type": "reply", **place, "attempt": attempt, "arrived": deadline, "origin": origin})
+            lines.append({"type": "span", **place, "beats": "4", "start": start, "frames": bar_frames, "rung": rung,
+                          "cause": cause, "deadline": deadline, "decided": deadline, "hops": hops})  # fmt: skip
+            if live and bar < bars:
+                lost = not well and bar == 7
+                out: dict[str, Any] = {"type": "out", **place, "wanted": start, "actual": start, "margin_frames": 40}
+                gone = {"actual": None, "margin_frames": None, "cause": "no device was there"}
+                lines.append(out | gone if lost else out)
+    if not well:
+        lines += [
+            {"type": "worker", "agent": "keys", "frame": 3 * bar_frames - 800, "generation": 1, "event": "lost"},
+            {"type": "armed", "agent": "keys", "frame": 3 * bar_frames, "generation": 1, "budget_frames": 950},
+            {"type": "command", "frame": 9 * bar_frames, "command": {"do": "quarantine", "target": "keys"}},
+            {"type": "xrun", "frame": 100, "frames": 64, "cause": "the engine had not mixed it"},
+        ]
+    return lines
+
+
+def take_of(folder: Path, lines: list[dict[str, Any]], bars: int = 12) -> TakeReader:
+    writer = TakeWriter(folder, {"samplerate": RATE, "engine": {"first_bar": 0}}, [("keys", 1), ("bass", 1)], 1, 2)
+    for line in lines:
+        writer.log(line)
+    frames = bars * 2 * RATE
+    writer.stem("keys", tone(frames, 0.5))
+    writer.close(frames)
+    return TakeReader(folder)
+
+
+def section(page: str, title: str) -> str:
+    return page.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_page_says_how_the_time_went(tmp_path: Path) -> None:
+    report.write(take_of(tmp_path / "take", band()))
+    told = section((tmp_path / "take" / "report.md").read_text(encoding="utf-8"), "How the time went")
+    for text in (
+        "accounted for: 26, each decided once",
+        "| keys | 41.7 % | 16.7 % | 8.3 % | 8.3 % | 25.0 % | 2 of 9 | 166.7 | 1 |",
+        "| bass | 100 % | - | - | - | - | 0 of 13 | 0.0 | 0 |",
+        "| keys | the answer was not there in time | 2 |",
+        "| keys | its worker was lost while it was at it | 1 |",
+        "| keys | its answer was faulty: NaN or infinity in the clip | 1 |",
+        "| keys | it is in quarantine",
+        "keys was put in quarantine at 0:18",
+        "keys: a new worker was on duty 100 ms after",
+        "| keys | -1 / -1 / -1 | 0 / 0 / 0 | 50 / 50 / 50 | 40 / 40 / 40 | 5 / 5 / 5 | 3 ready, 1 out |",
+        "*out*: what lay in the device's buffer",
+        "![Time to spare](margins.png)",
+    ):
+        assert text in told, text
+
+
+def test_of_a_band_in_which_all_went_well_little_is_said(tmp_path: Path) -> None:
+    report.write(take_of(tmp_path / "take", band(well=True)))
+    told = section((tmp_path / "take" / "report.md").read_text(encoding="utf-8"), "How the time went")
+    assert "All went well" in told
+    assert "quarantine" not in told
+    assert "| keys | -1 / -1 / -1 |" in told
+    assert "Fallbacks" not in told
+    assert len(told.splitlines()) < 20
+
+
+def test_the_time_is_drawn_where_it_says_something(tmp_path: Path) -> None:
+    drawn = {}
+    for name, options in {
+        "live": {"well": True},
+        "bad": {"live": False},
+        "render": {"well": True, "live": False},
+    }.items():
+        report.write(take_of(tmp_path / name, band(**options)))
+        drawn[name] = (tmp_path / name / "margins.png").is_file()
+        page = (tmp_path / name / "report.md").read_text(encoding="utf-8")
+        assert ("margins.png" in page) == drawn[name]
+    assert drawn == {"live": True, "bad": True, "render": False}
+
+
+def test_a_report_made_again_forgets_the_picture_of_before(tmp_path: Path) -> None:
+    take = take_of(tmp_path / "take", band(well=True, live=False))
+    (take.folder / "margins.png").write_bytes(b"old")
+    report.write(take)
+    assert not (take.folder / "margins.png").exists()
+
+
+def test_the_plot_marks_each_hop_what_is_late_and_each_rung(tmp_path: Path) -> None:
+    images = {}
+    for well in (True, False):
+        take = take_of(tmp_path / str(well), band(well=well))
+        margins.draw_margins(take, ledger.courses(take), tmp_path / f"{well}.png")
+        images[well] = pixels(tmp_path / f"{well}.png")
+        assert images[well].shape[1] == 1800
+    for hop, (colour, _) in margins._LOOKS.items():
+        assert count(images[True], colour) > 300, hop
+    for rung, colour in margins._RUNG_COLOURS.items():
+        if rung < 5:  # the last is black, as is the text
+            assert count(images[False], colour) > 1000, rung
+            assert count(images[True], colour) == 0
+    assert count(images[False], margins._LATE) > count(images[True], margins._LATE) + 50
+
+
+def test_many_spans_are_drawn_by_the_worst_of_each_stretch() -> None:
+    rng = np.random.default_rng(3)
+    line = SpanLine("keys", 0, Fraction(0), Fraction(4), 0, 10, 1)
+    steps = [
+        ledger.Step(dataclasses.replace(line, start=10 * at), int(m))
+        for at, m in enumerate(rng.integers(0, 99, 9000))
+    ]
+    steps[4321] = ledger.Step(steps[4321].span, None)
+    drawn = margins._worst(steps, 90_000)
+    assert len(drawn) == margins._COLUMNS
+    assert steps[4321] in drawn
+    assert min(s.margin_frames for s in drawn if s.margin_frames is not None) == min(
+        s.margin_frames for s in steps if s.margin_frames is not None
+    )
+
+
+def test_the_disk_that_was_too_slow_is_named(tmp_path: Path) -> None:
+    pads = [{"type": "pad", "file": name, "start": 2 * RATE, "frames": RATE} for name in ("input.wav", "mix.wav")]
+    page = report.markdown(take_of(tmp_path / "take", [*band(), *pads]))
+    assert "> The disk was too slow: about 1.0 s could not be kept" in page
+    assert "the first of it at 0:02" in page
+    assert "too slow" not in report.markdown(take_of(tmp_path / "other", band()))
+
+
+def test_xruns_are_told_by_cause(tmp_path: Path) -> None:
+    more = [{"type": "xrun", "frame": k, "frames": 10, "cause": "the engine was late"} for k in range(3)]
+    page = report.markdown(take_of(tmp_path / "take", [*band(), *more]))
+    assert "> 3 times the engine was late (30 frames), once the engine had not mixed it (64 frames)." in page
+
+
+def test_of_many_fallbacks_the_first_are_listed(tmp_path: Path) -> None:
+    lines = band(bars=500)
+    page = report.markdown(take_of(tmp_path / "take", lines, bars=500))
+    assert section(page, "Fallbacks").count("| keys | 5 fade to silence |") == 196
+    assert "And 295 more; each has its line in `take.jsonl`." in page
+
+
+def test_a_continuation_is_placed_and_is_the_last_good_bar(tmp_path: Path) -> None:
+    lines = [
+        line for line in band() if not (line["type"] == "reply" and line["bar"] == 4 and line["agent"] == "keys")
+    ]
+    for line in lines:
+        if line["type"] == "span" and line["bar"] == 4 and line["agent"] == "keys":
+            line |= {"rung": 4, "cause": "late"}
+    keys = figures.summarise(take_of(tmp_path / "take", lines))[0]
+    start = 3 * 2 * RATE
+    units = [(p.start, p.piece.unit) for p in keys.placed if start <= p.start < start + 4 * RATE]
+    assert units == [(start + k * RATE // 2, 12 + k % 4) for k in range(8)]
+
+
+def test_a_change_inside_a_span_moves_its_beats(tmp_path: Path) -> None:
+    """At 120 the bar has 16000 frames; from its third beat on it goes at 60, so each beat takes twice as long."""
+    bar, beat = 2 * RATE, RATE // 2
+    retime = {"type": "retime", "agent": "keys", "bar": 2, "beat": "0", "beats": "4", "start": 2 * bar,
+              "frames": bar + 2 * beat, "decided": 2 * bar + beat + 9}  # fmt: skip
+    tempo = {"type": "tempo", "frame": 2 * bar + 2 * beat, "bar": 2, "beat": "2", "tempo": "60", "announced": 2 * bar}
+    lines = [*band(3, well=True), tempo, retime]
+    for line in lines:
+        if line["type"] in ("span", "request") and line["bar"] == 3:
+            line |= {key: line[key] + 2 * beat for key in ("start", "deadline") if key in line}
+    keys = figures.summarise(take_of(tmp_path / "take", lines, bars=4))[0]
+    start = 2 * bar
+    sounding = [(p.start - start, p.stop - start) for p in keys.placed if start <= p.start < start + bar + 2 * beat]
+    assert sounding == [(0, beat), (beat, 2 * beat), (2 * beat, 3 * beat), (4 * beat, 5 * beat)]
+    assert keys.course.account.whole
+
+
+def test_leaps_in_the_song_are_marked_and_the_bar_lines_are_those_that_sounded(tmp_path: Path) -> None:
+    song = SLOWER.applied(TempoMap.steady(RATE, 120))  # slower from bar 5 of the song on
+    leaps = [Locate(2, 5), Locate(4, 0, 2)]
+    session = song.as_session()
+    lines: list[dict[str, Any]] = [
+        {"type": "tempo", "frame": 0, "bar": 0, "tempo": "120", "meter": "4/4"},
+        {"type": "tempo", "frame": song.bar_frame(4), **encode(SLOWER)},
+    ]
+    for leap in leaps:
+        session = leap.applied(session)
+        lines.append({"type": "locate", "frame": session.bar_frame(leap.bar), "announced": 0, **encode(leap)})
+    writer = TakeWriter(tmp_path / "take", {"samplerate": RATE}, [], 1, 1)
+    for line in lines:
+        writer.log(line)
+    writer.close(session.bar_frame(8))
+    take = TakeReader(tmp_path / "take")
+    assert list(figures.bar_frames(take).values()) == [session.bar_frame(bar) for bar in range(8)]
+    assert [(m.bar, m.text) for m in figures.song_marks(take)] == [(2, "to bar 6"), (4, "loop 1\u20132")]
+    assert [(m.bar, m.text) for m in figures.tempo_marks(take)] == [
+        (0, "♩ = 120  4/4"), (2, "♩ = 90"), (4, "♩ = 120")
+    ]  # fmt: skip
+    pictures.draw(take, tmp_path / "a.png")
+    assert count(pixels(tmp_path / "a.png"), pictures._LEAP) > 300
+
+
+def test_the_picture_marks_new_workers_and_quarantine(tmp_path: Path) -> None:
+    lanes = {}
+    for well in (True, False):
+        picture = pictures._Picture(take_of(tmp_path / str(well), band(well=well)), "title")
+        picture.save(tmp_path / "a.png")
+        top = int(picture._lane_top(1))
+        at = int(picture.x(9 * 2 * RATE))
+        lanes[well] = pixels(tmp_path / "a.png")[top + 20 : top + 180, at - 4 : at + 5]
+    assert count(lanes[False], pictures._INK) > 150
+    assert count(lanes[True], pictures._INK) == 0
+
+
+WHOLE = band()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_whatever_lines_are_left_there_is_a_report(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any line may be missing, and the last cut in the middle: what is there is told, and what is not is said."""
+    folder = tmp_path_factory.mktemp("takes") / "take"
+    kept = data.draw(st.one_of(
+        st.builds(lambda end: list(range(end)), st.integers(0, len(WHOLE))),
+        st.lists(st.integers(0, len(WHOLE) - 1), unique=True, max_size=len(WHOLE)).map(sorted),
+        st.lists(st.integers(0, len(WHOLE) - 1), max_size=40),
+    ))  # fmt: skip
+    take_of(folder, [WHOLE[at] for at in kept])
+    log = folder / "take.jsonl"
+    log.write_bytes(log.read_bytes()[: -data.draw(st.integers(0, 60)) or None])
+    take = TakeReader(folder)
+    page = report.markdown(take)
+    rendered(report.table(take))
+    found = ledger.courses(take)
+    for course in found:
+        keys = [at for at in kept if WHOLE[at]["type"] == "span" and WHOLE[at]["agent"] == course.agent]
+        lines = [line for line in take.spans if line.agent == course.agent]
+        everything = {line.key for line in lines} == {(course.agent, bar, Fraction(0)) for bar in range(13)}
+        assert course.account.whole == (everything and len(lines) == 13), keys
+    assert ("## How the time went" in page) == any(course.spans for course in found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_lines_are_left_it_can_be_drawn(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kept = [line for line in WHOLE if rng.random() < 0.6]
+    picture, page = report.write(take_of(tmp_path / "take", kept))
+    assert picture.is_file()
+    assert page.is_file()
+    assert (tmp_path / "take" / "margins.png").is_file()
+
+
+def test_every_prefix_of_a_takes_lines_is_a_take(tmp_path: Path) -> None:
+    """As a kill leaves it: each line whole or not there."""
+    take = take_of(tmp_path / "take", WHOLE)
+    log = take.folder / "take.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    spans = 0
+    for end in range(1, len(lines) + 1):
+        log.write_bytes(b"".join(lines[:end]))
+        part = TakeReader(take.folder)
+        spans += len(part.spans) > 0
+        assert [line["type"] for line in part.lines] == [line["type"] for line in take.lines[:end]]
+        assert part.frames == take.frames
+        ledger.courses(part)
+    assert spans > 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,9 +18,11 @@ from realtime.buffers import join_frames
 from realtime.clock import Meter, TempoChange, TempoMap
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
 from realtime.mixer import Strip
-from realtime.protocols import Block, Chord, Clip, Origin, Plan, Span, SpanRequest, StreamSpec
+from realtime.protocols import Action, Block, Chord, Clip, Origin, Plan, Span, SpanRequest, StreamSpec
 from realtime.scheduler import (
+    CONTINUATION,
     FINAL,
+    LEDGER,
     SPECULATIVE,
     LiveTiming,
     Part,
@@ -139,6 +142,15 @@ class Silent:
 
     def armed(self) -> bool:
         return True
+
+    def continues(self) -> bool:
+        return False
+
+    def generation(self) -> int:
+        return 0
+
+    def renew(self) -> None:
+        pass
 
     def budget_frames(self) -> int:
         return self._budget_frames
@@ -294,8 +306,9 @@ def test_one_that_follows_is_told_the_plan_it_follows_in_whatever_order_they_sit
     for request in finals:
         assert request.plans == (Plan("a", Origin("noise", decided[request.span.bar, FINAL])),)
     posted = {(line["agent"], line["bar"]): line["posted"] for line in stage.lines("request") if line["attempt"] == 1}
-    assert posted["a", 1] == 96_000 - 480 - 5800
-    assert posted["b", 1] == 96_000 - 480 - 1000
+    stagger = {name: 120 * place for place, name in enumerate(order)}
+    assert posted["b", 1] == 96_000 - 480 - 1000 - stagger["b"]
+    assert posted["a", 1] == min(posted["b", 1], 96_000 - 480 - stagger["a"]) - 4800
 
 
 def test_without_an_answer_yet_there_is_no_plan_and_the_follower_is_asked_all_the_same() -> None:
@@ -392,6 +405,15 @@ class SlotPort:
 
     def armed(self) -> bool:
         return True
+
+    def continues(self) -> bool:
+        return False
+
+    def generation(self) -> int:
+        return 0
+
+    def renew(self) -> None:
+        pass
 
     def budget_frames(self) -> int:
         return 300
@@ -631,3 +653,233 @@ def test_a_change_inside_a_sounding_span_is_told_with_its_new_length() -> None:
     rig.run(4 * RATE)
     [line] = rig.lines("retime")
     assert (line["agent"], line["bar"], line["start"], line["frames"]) == ("a", 1, 96_000, 48_000 + 96_000)
+
+
+# The ladder: what stands in
+
+
+class Player:
+    """A port whose agent's answers are steady tones, each question another pitch; the test says what goes wrong.
+
+    ``wrong`` maps (bar, attempt) to what happens instead of an answer in time: ``"late"`` (by ``delay`` frames),
+    ``"never"``, or a function that spoils the reply.
+    """
+
+    def __init__(self, wrong: dict[tuple[int, int], Any] | None = None, *, continues: bool = True) -> None:
+        self.wrong, self._continues = wrong or {}, continues
+        self.now: Callable[[], int] = lambda: 0
+        self.requests: list[SpanRequest] = []
+        self.confirmed: list[tuple[Span, Origin | None]] = []
+        self.due: list[tuple[int, Reply]] = []
+        self.number, self.renewed, self.up = 0, 0, True
+        self.news = False
+
+    def armed(self) -> bool:
+        return self.up
+
+    def continues(self) -> bool:
+        return self._continues
+
+    def generation(self) -> int:
+        return self.number
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+    def budget_frames(self) -> int:
+        return 2000
+
+    def post(self, request: SpanRequest) -> str:
+        self.requests.append(request)
+        wrong = self.wrong.get((request.span.bar, request.attempt), "")
+        if wrong == "never":
+            return ""
+        reply = Reply(request.span, request.attempt, self.clip(request))
+        if callable(wrong):
+            reply = wrong(reply)
+        delay = wrong if isinstance(wrong, int) else 0
+        self.due.append((self.now() + delay, reply))
+        self.due.sort(key=lambda due: due[0])
+        return ""
+
+    @staticmethod
+    def clip(request: SpanRequest) -> Clip:
+        join = join_frames(8000)
+        frames = np.arange(-join, request.frames) / 8000
+        hz = 200 + 40 * request.span.bar + 10 * request.attempt
+        sound = (0.3 * np.sin(2 * np.pi * hz * frames)).astype(np.float32)[:, None]
+        return Clip(sound, join, Origin("test", f"{request.span.bar}/{request.attempt}"))
+
+    def confirm(self, span: Span, origin: Origin | None) -> None:
+        self.confirmed.append((span, origin))
+
+    def take(self, now: int) -> Reply | None:
+        return self.due.pop(0)[1] if self.due and self.due[0][0] <= now else None
+
+    def ready(self) -> bool:
+        return self.news
+
+    def next_due(self) -> int:
+        return self.due[0][0] if self.due else NEVER
+
+    def release(self, reply: Reply) -> None:
+        pass
+
+
+BAR = 8000  # frames of a 2/4 bar at 120 bpm and 8 kHz
+
+
+def playing(port: Player, bars: int, **options: Any) -> Stage:
+    stage = Stage(lambda *_: [port], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)), **options)
+    stage.run(bars * BAR)
+    return stage
+
+
+def told_rungs(stage: Stage) -> list[int]:
+    return [line["rung"] for line in stage.lines("span")]
+
+
+def pitch(stem: Block, bar: int) -> float:
+    """Return the frequency of a bar's second half."""
+    sound = stem[bar * BAR + BAR // 2 : (bar + 1) * BAR - 200, 0]
+    return float(np.argmax(np.abs(np.fft.rfft(sound, 1 << 16))) * 8000 / (1 << 16))
+
+
+def test_the_continuation_is_asked_for_a_span_ahead_from_what_will_sound() -> None:
+    port = Player()
+    playing(port, 5)
+    asked = [(request.span.bar, request.attempt) for request in port.requests]
+    ahead = [request for request in port.requests if request.attempt == CONTINUATION]
+    assert [request.span.bar for request in ahead] == [1, 2, 3, 4, 5, 6]
+    assert [request.after for request in ahead] == [Origin("test", f"{bar}/1") for bar in range(6)]
+    assert all(asked.index((bar, CONTINUATION)) < asked.index((bar, SPECULATIVE)) for bar in range(2, 5))
+
+
+def test_each_rung_is_taken_when_the_one_above_is_missing() -> None:
+    never = {(2, FINAL), (3, FINAL), (3, SPECULATIVE), (4, FINAL), (4, SPECULATIVE), (4, CONTINUATION)}
+    stage = playing(Player(dict.fromkeys(never, "never")), 6)
+    assert told_rungs(stage)[:6] == [1, 1, 2, 3, 4, 1]
+    heard = [round(pitch(stage.stem("a"), bar)) for bar in range(6)]
+    assert heard == [210, 250, 280, 340, 340, 410], "bar 5 plays what was last good, the continuation"
+    causes = [line["cause"] for line in stage.lines("span")]
+    assert causes[:6] == ["", "", "late", "late", "late", ""]
+
+
+def test_an_agent_that_cannot_carry_on_is_not_asked_to() -> None:
+    port = Player({(2, FINAL): "never", (2, SPECULATIVE): "never"}, continues=False)
+    assert told_rungs(playing(port, 4))[:4] == [1, 1, 4, 1]
+    assert not [request for request in port.requests if request.attempt == CONTINUATION]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda clip: replace(clip, audio=clip.audio * np.float32(np.nan)), "NaN"),
+        (lambda clip: replace(clip, audio=clip.audio[:-1]), "where float32"),
+        (lambda clip: replace(clip, audio=np.repeat(clip.audio, 2, axis=1)), "where float32"),
+        (lambda clip: replace(clip, audio=clip.audio.astype(np.float64)), "float64"),
+        (lambda clip: replace(clip, lead_in=81), "lead-in"),
+    ],
+)
+def test_the_engine_looks_at_what_it_is_given_whoever_made_it(spoil: Callable[[Clip], Clip], words: str) -> None:
+    def spoilt(reply: Reply) -> Reply:
+        assert reply.clip is not None
+        return replace(reply, clip=spoil(reply.clip))
+
+    stage = playing(Player({(2, FINAL): spoilt}), 4)
+    assert told_rungs(stage)[:4] == [1, 1, 2, 1]
+    assert words in stage.lines("span")[2]["cause"]
+    assert stage.engine.parts[0].faults == 1
+    assert np.isfinite(stage.stem("a")).all()
+
+
+def test_an_answer_to_another_span_or_twice_the_same_is_nobodys() -> None:
+    other = lambda reply: replace(reply, span=Span(40, F(0), F(2)))  # noqa: E731
+    stage = playing(Player({(2, FINAL): other}), 4)
+    assert told_rungs(stage)[:4] == [1, 1, 2, 1]
+    [stray] = stage.lines("stray")
+    assert (stray["bar"], stray["fault"]) == (40, "an answer that nobody asked for")
+    port = Player()
+    stage = Stage(lambda *_: [port], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)))
+    stage.run(BAR)
+    port.due.append((BAR, Reply(Span(0, F(0), F(2)), FINAL, port.clip(port.requests[0]))))
+    stage.run(3 * BAR)
+    assert [line["fault"] for line in stage.lines("stray")] == ["its span is over or was answered"]
+    assert stage.engine.parts[0].faults == 0, "late twice is no crime"
+
+
+def test_what_was_asked_of_a_process_that_died_is_asked_again_of_the_next() -> None:
+    port = Player({(2, FINAL): "never"})
+    stage = Stage(lambda *_: [port], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)), blocksize=100)
+    stage.engine.parts[0].press(Action(0, "a", "jump"))
+    stage.run(2 * BAR - 1000)  # between the commit point of bar 2 and its deadline
+    assert port.requests[-1].span.bar == 2
+    port.wrong, port.number, port.up, port.news = {}, 1, False, True
+    stage.run(2 * BAR - 800)
+    assert port.renewed == 1
+    port.up = True
+    stage.run(2 * BAR - 500)
+    port.news = False
+    stage.run(4 * BAR)
+    assert told_rungs(stage)[:3] == [1, 1, 1], "the second asking was answered in time"
+    assert [line["requests"] for line in stage.lines("worker")] == [1]
+    assert [(r.span.bar, r.attempt) for r in port.requests].count((2, FINAL)) == 2
+    assert stage.engine.parts[0].ledger()[LEDGER.index("generation")] == 1
+
+
+def test_a_process_that_dies_and_is_not_back_in_time_costs_rungs_and_says_why() -> None:
+    port = Player(dict.fromkeys([(2, FINAL), (2, SPECULATIVE), (2, CONTINUATION)], "never"))
+    stage = Stage(lambda *_: [port], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)), blocksize=100)
+    stage.run(2 * BAR - 1000)
+    port.number, port.up, port.news = 1, False, True
+    stage.run(4 * BAR)
+    assert told_rungs(stage)[2:4] == [4, 4]
+    assert [line["cause"] for line in stage.lines("span")][2:4] == ["lost", "loading"]
+    assert [span.bar for span, _ in port.confirmed] == [0, 1, 2, 3, 4], "the next one is told what sounded meanwhile"
+
+
+def test_in_quarantine_the_stem_fades_and_nothing_is_asked_any_more() -> None:
+    port = Player()
+    stage = playing(port, 3)
+    stage.engine.parts[0].quarantine()
+    before = len(port.requests)
+    stage.run(6 * BAR)
+    assert len(port.requests) == before
+    assert told_rungs(stage)[-2:] == [5, 5]
+    assert stage.lines("span")[-1]["cause"] == "quarantined"
+    assert not stage.stem("a")[5 * BAR :].any()
+
+
+@pytest.mark.parametrize("bpm", [119, 110, 90, 60, 31])
+def test_the_last_good_bar_lasts_as_long_as_a_slower_one(bpm: int) -> None:
+    never = {(bar, attempt): "never" for bar in range(2, 9) for attempt in range(3)}
+    port = Player(never)
+    change = Command("tempo", change=TempoChange(2, tempo=F(bpm)))
+    stage = Stage(lambda *_: [port], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)), script=[(0, change)])
+    stage.run(8 * BAR)
+    sound = stage.stem("a")[:, 0]
+    loud = np.convolve(np.abs(sound), np.ones(64) / 64, "valid")
+    assert loud[200:].min() > 0.05, "there is a hole"
+    assert np.abs(np.diff(sound, 2)).max() < 0.02, "there is a click"
+
+
+def test_agents_of_a_band_are_asked_and_decide_one_after_the_other() -> None:
+    ports = [Player() for _ in range(3)]
+    stage = Stage(lambda *_: ports, ["a", "b", "c"], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)))
+    stage.run(4 * BAR)
+    decided = {line["agent"]: line["decided"] for line in stage.lines("span") if line["bar"] == 3}
+    assert [decided["a"] - decided[name] for name in ("a", "b", "c")] == [0, 20, 40]
+    for line in stage.lines("span"):
+        assert line["start"] == line["bar"] * BAR, "the downbeat is where it was"
+
+
+def test_the_ledger_counts_what_was_decided_and_how_late() -> None:
+    stage = playing(Player({(2, FINAL): "never", (3, FINAL): 3000}), 6)
+    row = dict(zip(LEDGER, stage.engine.parts[0].ledger(), strict=True))
+    assert (row["final"], row["speculative"], row["late_finals"], row["late_in_a_row"]) == (5, 2, 2, 0)
+    assert row["finals"] == 7
+    assert row["ready_margin"] == 2000
+    assert row["ready_margin_min"] == 2000
+    line = stage.lines("span")[3]
+    assert line["hops"]["ready"] == [line["deadline"], None], "it had not come when it was decided"
+    assert line["hops"]["request"] == [line["deadline"] - 2000] * 2

@@ -564,3 +564,46 @@ def test_reading_this_module_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+# --- sessions that mean harm ---
+
+FOREIGN_AGENT = '[[agents]]\nname = "a"\nkind = "echo"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a." * 20_000 + "a = 1", "is not valid TOML: more than 100 dots"),
+        ("x = " + "[" * 90_000, "is not valid TOML: brackets nested too deeply"),
+        (FOREIGN_AGENT + "options = { a = " + "[" * 90 + "]" * 90 + " }", "it takes a table of plain values"),
+        (FOREIGN_AGENT + "options = { a = nan }", "it takes a table of plain values"),
+        (FOREIGN_AGENT + "options = { a = 0x" + "f" * 5000 + " }", "it takes a table of plain values"),
+        (FOREIGN_AGENT + "options = { a = 1979-05-27 }", "it takes a table of plain values"),
+        ('[transport]\nchart = ["C"]\n[[transport.changes]]\nbar = 1000000\nmeter = "3/4"',
+         "bar is 1000000, and there is a chart; beside one a meter changes up to bar 10000"),
+        ("".join(f"[[transport.changes]]\nbar = {bar}000\nbpm = 99\nramp_beats = 1024\n" for bar in range(1, 6)),
+         "ramp over 5120 beats together; 4096 are allowed"),
+        (FOREIGN_AGENT * 20_000, "it takes up to 32 agents"),
+    ],
+)  # fmt: skip
+def test_a_session_that_would_take_for_ever_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+        Session.parse(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_chart_beside_changing_meters_is_that_of_each_bar() -> None:
+    changes = '[[transport.changes]]\nbar = 3\nmeter = "3/4"\n[[transport.changes]]\nbar = 6\nmeter = "6/8"\n'
+    session = Session.parse(f'[transport]\nchart = ["C", "D E", "-"]\n{changes}')
+    chart = session.chart()
+    assert len(chart) > 4096
+    assert chart[:40] == tuple(session.chart_for(bar) for bar in range(40))
+    assert chart[-1] == session.chart_for(len(chart) - 1)
+
+
+def test_options_are_plain_values_a_few_deep() -> None:
+    options = '{ a = 1, b = 0.5, c = "x", d = true, e = [1, [2, 3]], f = { g = [1] } }'
+    session = Session.parse(f"{FOREIGN_AGENT}options = {options}")
+    assert session.agents[0].options == {"a": 1, "b": 0.5, "c": "x", "d": True, "e": [1, [2, 3]], "f": {"g": [1]}}
+    assert Session.parse(session.toml()).agents == session.agents

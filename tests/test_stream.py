@@ -36,6 +36,7 @@ class Ramp:
     def __init__(self, end: int, stop_at: int | None = None) -> None:
         self.heard = 0
         self.mixed = 0
+        self.played = -1
         self.input: list[Block] = []
         self.stopped = False
         self._end = end if stop_at is None else stop_at
@@ -177,6 +178,36 @@ def test_null_stream_keeps_lead_ahead_of_the_clock() -> None:
         assert heard == max(0, now)
     assert world.now_ns - world.at(0) == pytest.approx(SECOND_NS, abs=3 * MS)
     assert not process.all_input().any()
+
+
+@pytest.mark.parametrize("device", [True, False])
+def test_a_live_stream_tells_the_process_what_is_played(arena: Arena, device: bool) -> None:
+    world, process = World(), Ramp(4_800)
+    told: list[tuple[int, int]] = []
+    status = arena.status("stream.status")
+    world.each.append(lambda: told.append((process.played, status.read()["frame"])))
+    if device:
+        DeviceStream(SPEC, arena, world.clock, world.sleep, patience_seconds=0).run(process)
+    else:
+        NullStream(SPEC, world.clock, world.sleep, status).run(process)
+    assert told[0][0] == -SPEC.lead
+    assert all(played == frame for played, frame in told)
+    assert process.played > 3_700
+
+
+def test_a_virtual_stream_plays_to_nobody() -> None:
+    process, _ = render(64, 300, np.zeros((300, 1), np.float32))
+    assert process.played == -1
+
+
+@pytest.mark.parametrize("extra", [0, 700])
+def test_more_is_mixed_ahead_for_a_device_that_asks_for_it(arena: Arena, extra: int) -> None:
+    world = World()
+    ScriptedIo(world, arena, alive=lambda seconds: seconds > 0.1)
+    arena.status("io.status").publish(extra_lead=extra)
+    _, _, seen = run_device(world, arena, 1.0)
+    ahead = {mixed - frame for _, frame, mixed in seen[200:800]}
+    assert ahead == {SPEC.lead + extra}
 
 
 def test_null_stream_counts_what_was_due_before_it_was_mixed(arena: Arena) -> None:

@@ -9,13 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rigs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridge import tap as taps
 from bridge.recorder import TakeReader, TakeWriter
-from bridge.tap import RecorderConfig, Tap, new_take, recorder_layout, run_recorder, take_header
+from bridge.tap import Losses, Outs, RecorderConfig, Scribe, Tap, new_take, recorder_layout, run_recorder, take_header
 from realtime import io
 from realtime.buffers import Arena
 from realtime.clock import Meter, TempoChange, TempoMap
@@ -23,6 +27,8 @@ from realtime.engine import EngineConfig, Memory, PartConfig, engine_layout
 from realtime.messages import decode, to_bytes
 from realtime.mixer import Strip
 from realtime.protocols import Block, StreamSpec
+from realtime.stream import LOST_EMPTY, LOST_GONE, LOST_LATE
+from realtime.voice import NEVER
 from realtime.worker import AgentConfig
 
 RATE = 8000
@@ -35,10 +41,14 @@ def sound(frames: int, channels: int, seed: int = 1) -> Block:
 
 
 class FakeTake:
-    """Keeps what a take is given."""
+    """Keeps what a take is given, and in which order."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[Block]] = {"input": [], "keys": [], "mix": []}
+        self.lines: list[dict[str, object]] = []
+
+    def log(self, line: dict[str, object]) -> None:
+        self.lines.append(line)
 
     def input(self, block: Block) -> None:
         self.kept["input"].append(block)
@@ -115,6 +125,8 @@ def test_what_was_overwritten_is_counted_and_keeps_its_place() -> None:
     tap.drain()
     kept = take.sound("input")
     assert tap.lost_frames == 600, "of the input and of the mix"
+    holes = [(line["type"], line["file"], line["start"], line["frames"]) for line in take.lines]
+    assert holes == [("pad", "input.wav", 0, 300), ("pad", "mix.wav", 0, 300)]
     assert len(kept) == len(truth)
     assert not kept[:300].any()
     assert np.array_equal(kept[300:], truth[300:])
@@ -297,18 +309,264 @@ def test_a_disk_that_fails_is_told_once_and_the_take_is_closed(
     assert TakeReader(tmp_path / "take").frames == RATE
 
 
-def test_what_the_device_lost_is_a_line_and_a_counter_of_the_take(tmp_path: Path) -> None:
+def told(arena: Arena, *runs: tuple[int, float]) -> None:
+    """Say what became of the next frames, as the device process does: how many, and what of each."""
+    ring = arena.ring("io.out")
+    for frames, value in runs:
+        ring.write(ring.written, np.full((frames, 1), value, np.float32))
+
+
+def test_what_the_device_lost_is_a_line_with_its_exact_place(tmp_path: Path) -> None:
     live = Rig(tmp_path / "take")
     live.note()
-    live.arena.status("stream.status").publish(frame=4800)
+    live.arena.status("stream.status").publish(frame=4800, underruns=1, late_frames=7)
     live.arena.status("io.status").publish(xruns=1, lost_frames=300)
-    log = tmp_path / "take" / "take.jsonl"
-    until(lambda: "the device's ring ran empty" in log.read_text())
+    told(live.arena, (100, 0), (4000, 65), (300, LOST_EMPTY), (50, 1), (20, 0), (9, 1), (5, LOST_LATE), (1, 1))
     live.play(0, 480)
     live.close()
     take = TakeReader(tmp_path / "take")
-    assert [(xrun.frame, xrun.frames, xrun.cause) for xrun in take.xruns] == [
-        (4800, 300, "the device's ring ran empty")
+    assert sorted((xrun.frame, xrun.frames, xrun.cause) for xrun in take.xruns) == [
+        (4100, 300, "the device's ring ran empty"),
+        (4450, 20, "no device was there"),
+        (4479, 5, "the engine had not mixed it"),
+        (4800, 7, "the engine was late"),
     ]
     assert take.end is not None
     assert (take.end.counters["xruns"], take.end.counters["overflows"]) == (1, 0)
+
+
+CODES = {1: "", 0: "no device was there", LOST_EMPTY: "the device's ring ran empty",
+         LOST_LATE: "the engine had not mixed it", LOST_GONE: "no device was there"}  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 700), st.sampled_from([1, 1, 9, 0, -1, -2, -3])), max_size=12),
+    looks=st.lists(st.integers(1, 900), max_size=9),
+)
+def test_no_lost_range_is_missed_however_seldom_one_looks(runs: list[tuple[int, int]], looks: list[int]) -> None:
+    arena = Arena.create({**io.layout(CONFIG.spec)})
+    truth = np.repeat([value for _, value in runs], [frames for frames, _ in runs]).astype(np.float32)
+    losses, found, at = Losses(arena), [], 0
+    for frames in [*looks, len(truth)]:
+        told(arena, *((1, float(value)) for value in truth[at : at + frames]))
+        at += frames
+        found += list(losses.news())
+    found += list(losses.news(last=True))
+    begun = np.maximum.accumulate(truth > 0) if len(truth) else truth > 0
+    ended = np.maximum.accumulate((truth != 0)[::-1])[::-1] if len(truth) else truth > 0
+    lost = (truth < 0) | ((truth == 0) & begun & ended)
+    named = np.zeros(len(truth), bool)
+    for line in found:
+        place = slice(line["frame"], line["frame"] + line["frames"])
+        assert not named[place].any(), "each frame once"
+        assert all(CODES[min(1, int(value))] == line["cause"] for value in truth[place])
+        named[place] = True
+    assert np.array_equal(named, lost), "and silence behind the last frame is not lost"
+    arena.close()
+    arena.unlink()
+
+
+def test_a_device_that_never_came_back_is_told_at_the_end() -> None:
+    arena = Arena.create({**io.layout(CONFIG.spec)})
+    told(arena, (1000, 5))
+    arena.status("stream.status").publish(frame=5 * RATE)
+    losses = Losses(arena)
+    assert list(losses.news()) == []
+    (line,) = losses.news(last=True)
+    assert (line["frame"], line["frames"], line["cause"]) == (1000, 5 * RATE - 1000, "no device was there")
+    arena.close()
+    arena.unlink()
+
+
+def test_frames_that_nobody_looked_at_in_time_are_counted_and_not_called_lost() -> None:
+    arena = Arena.create({**io.layout(CONFIG.spec)})
+    told(arena, (10, 1), (100, LOST_EMPTY), (arena.ring("io.out").capacity, 1))
+    losses = Losses(arena)
+    assert list(losses.news(last=True)) == []
+    assert losses.unseen == 110
+    arena.close()
+    arena.unlink()
+
+
+def span(bar: int, start: int, rung: int = 1) -> dict[str, object]:
+    return {"type": "span", "agent": "keys", "bar": bar, "beat": "0", "beats": "4", "start": start,
+            "frames": 1000, "rung": rung, "cause": ""}  # fmt: skip
+
+
+def test_every_span_that_sounds_gets_a_line_of_how_it_went_out(tmp_path: Path) -> None:
+    live = Rig(tmp_path / "take")
+    live.note()
+    live.arena.status("io.status").publish(epoch=1)
+    for bar, rung in enumerate([0, 1, 4, 1, 1]):
+        live.arena.records("log").post(to_bytes(span(bar, 1000 * bar, rung)))
+    told(live.arena, (1500, 65), (1000, LOST_EMPTY), (1400, 33))
+    live.play(0, 5000)
+    live.close()
+    take = TakeReader(tmp_path / "take")
+    assert [(out.bar, out.wanted, out.actual, out.margin_frames, out.cause) for out in take.outs] == [
+        (1, 1000, 1000, 64, ""),  # bar 0 rests; what comes after bar 3 has not gone out
+        (2, 2000, None, None, "the device's ring ran empty"),
+        (3, 3000, 3000, 32, ""),
+    ]
+    assert take.outs[0].key == take.spans[1].key
+    assert take.end is not None
+    assert (take.end.counters["spans_not_heard"], take.end.counters["spans_not_seen"]) == (1, 0)
+
+
+def test_a_session_without_a_device_has_no_such_lines(tmp_path: Path) -> None:
+    live = Rig(tmp_path / "take")
+    live.note()
+    live.arena.status("stream.status").publish(frame=10 * RATE)
+    live.arena.records("log").post(to_bytes(span(1, 1000)))
+    live.play(0, 5000)
+    live.close()
+    assert TakeReader(tmp_path / "take").outs == []
+
+
+def test_spans_that_wait_to_go_out_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "MOST_SPANS", 3)
+    arena = Arena.create({**io.layout(CONFIG.spec)})
+    outs = Outs(arena)
+    arena.status("io.status").publish(epoch=1)
+    for bar in range(5):
+        outs.expect(span(bar, 1000 * bar))
+    assert outs.counted["spans_not_seen"] == 2
+    told(arena, (2500, 4))
+    assert [line["wanted"] for line in outs.news()] == [0, 1000, 2000]
+    arena.close()
+    arena.unlink()
+
+
+class SlowTake(FakeTake):
+    """A take on a disk that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = threading.Event()
+        self.order: list[str] = []
+
+    def log(self, line: dict[str, object]) -> None:
+        self.disk.wait(10)
+        super().log(line)
+        self.order.append(f"line {line['frame']}")
+
+    def mix(self, block: Block) -> None:
+        super().mix(block)
+        self.order.append("sound")
+
+
+def test_a_disk_that_stands_still_holds_nobody_up_and_the_order_stays() -> None:
+    memory, take = Memory.private(CONFIG), SlowTake()
+    tap = Tap(take, memory)  # type: ignore[arg-type]
+    scribe = Scribe(take, tap)  # type: ignore[arg-type]
+    for turn in range(200):
+        memory.inputs.write(100 * turn, sound(100, 1))
+        memory.stems["keys"].write(100 * turn, sound(100, 1))
+        memory.mix.write(100 * turn, sound(100, 2))
+        scribe.hand([{"type": "note", "frame": 100 * turn}], tap.mark())
+    take.disk.set()
+    scribe.close()
+    assert [line["frame"] for line in take.lines] == list(range(0, 20_000, 100))
+    assert len(take.sound("mix")) == 20_000
+    sounded = 0
+    for at, step in enumerate(take.order):
+        sounded += len(take.kept["mix"][take.order[:at].count("sound")]) if step == "sound" else 0
+        decided = sum(step.startswith("line") for step in take.order[:at])
+        assert sounded <= 100 * decided, "sound never goes before its decisions"
+
+
+def test_of_too_many_lines_the_rest_stays_in_the_engines_queue_and_its_sound_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[tuple[str, int]] = []
+    keep_log, keep_mix = TakeWriter.log, TakeWriter.mix
+
+    def log(self: TakeWriter, line: dict[str, Any]) -> None:
+        order.append(("line", line.get("frame", 0)))
+        time.sleep(0.002)
+        keep_log(self, line)
+
+    def mix(self: TakeWriter, block: Block) -> None:
+        order.append(("sound", len(block)))
+        keep_mix(self, block)
+
+    monkeypatch.setattr(TakeWriter, "log", log)
+    monkeypatch.setattr(TakeWriter, "mix", mix)
+    monkeypatch.setattr(taps, "MOST_LINES", 5)
+    monkeypatch.setattr(taps, "TURN_SECONDS", 0.005)
+    rig = Rig(tmp_path / "take")
+    rig.note()
+    for turn in range(60):
+        rig.play(50 * turn, 50)
+    rig.close()
+    take = TakeReader(tmp_path / "take")
+    assert [line["frame"] for line in take.lines if line["type"] == "note"] == list(range(0, 3000, 50))
+    sounded, decided = 0, -1
+    for what, value in order:
+        decided = max(decided, value) if what == "line" else decided
+        sounded += value if what == "sound" else 0
+        assert sounded <= decided + 50
+
+
+def test_a_line_that_no_take_can_carry_does_not_end_the_recording(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "take")
+    rig.note()
+    for record in (b'{"type":"reply","compute_seconds":NaN}', b"[1]", b"\xff\xfe", b"{", b"[" * 10_000):
+        rig.arena.records("log").post(record)
+    rig.play(0, 500)
+    rig.arena["place"][3] = 1
+    assert rig.note() == {"closed": 500}
+    rig.close()
+    take = TakeReader(tmp_path / "take")
+    assert [line["type"] for line in take.lines if line["type"] in ("note", "reply")] == ["note"]
+    assert take.end is not None
+    assert take.end.counters["damaged_log_lines"] == 5
+
+
+def test_what_goes_wrong_in_the_writing_thread_is_heard_of() -> None:
+    class Broken(FakeTake):
+        def log(self, line: dict[str, object]) -> None:
+            raise RuntimeError("a mistake of ours")
+
+    memory, take = Memory.private(CONFIG), Broken()
+    scribe = Scribe(take, Tap(take, memory))  # type: ignore[arg-type]
+    scribe.hand([{"type": "note"}], ())
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        scribe.close()
+
+
+def test_a_kill_at_any_moment_leaves_sound_that_can_be_replayed() -> None:
+    """Whatever was written last: the lines that are there make the sound that is there, bit for bit."""
+    steps: list[dict[str, Any] | int] = []  # a line, or how many frames of sound
+
+    class Ordered(FakeTake):
+        def log(self, line: dict[str, object]) -> None:
+            steps.append(line)
+
+        def stem(self, name: str, block: Block) -> None:
+            super().stem(name, block)
+            steps.append(len(block))
+
+    rng = np.random.default_rng(5)
+    delays = [int(frames) for frames in rng.choice([0, 0, 3000, 30000, NEVER], 400)]
+    rig = rigs.Rig({"keys": rigs.NoiseAgent()}, delay=lambda request: delays.pop(), grid_beats=Fraction(2))
+    take = Ordered()
+    tap = Tap(take, rig.memory)  # type: ignore[arg-type]
+    scribe = Scribe(take, tap)  # type: ignore[arg-type]
+    for turn in range(1, 11):
+        rig.run(20_000 * turn)
+        marks = tap.mark()
+        rig.run(20_000 * turn + 700)  # what is decided meanwhile may be there earlier than its sound
+        scribe.hand(list(rig.log), marks)
+        rig.log.clear()
+    scribe.close()
+    truth = take.sound("keys")
+    assert len(truth) == 200_000
+    for cut in rng.integers(1, len(steps), 12):
+        there = sum(step for step in steps[:cut] if isinstance(step, int))
+        lines = [step for step in steps[:cut] if not isinstance(step, int)]
+        if there:
+            again = rigs.Rig({"keys": rigs.NoiseAgent()}, grid_beats=Fraction(2), replay=lines)
+            again.run(there)
+            assert np.array_equal(again.stem("keys"), truth[:there])

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime.buffers import crossfade
+from realtime.buffers import crossfade, lane
 from realtime.protocols import Block, Clip, Origin
 from realtime.voice import Material, Voice, place_clip
 
 JOIN = 16
 
 
-def noise(seed: int, frames: int) -> Block:
-    return np.random.default_rng(seed).normal(0, 0.1, (frames, 1)).astype(np.float32)
+def noise(seed: int, frames: int, channels: int = 1) -> Block:
+    return np.random.default_rng(seed).normal(0, 0.1, (frames, channels)).astype(np.float32)
 
 
 def sine(frames: int, period: float, phase: float = 0.0) -> Block:
@@ -34,7 +34,7 @@ def rendered(voice: Voice, frames: int, cuts: list[int] | None = None, start: in
     out = np.full((frames - start, voice.channels), 9, np.float32)
     edges = sorted({start, frames, *(cut for cut in cuts or [] if start < cut < frames)})
     for begin, end in pairwise(edges):
-        voice.render(begin, out[begin - start : end - start])
+        voice.render(begin, lane(out), begin - start, end - begin)
     return out
 
 
@@ -44,20 +44,44 @@ joins = st.lists(
 )
 
 
-@given(plan=joins, cuts=st.lists(st.integers(1, 399), max_size=30))
+@given(plan=joins, cuts=st.lists(st.integers(1, 399), max_size=30), channels=st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
-def test_what_sounds_does_not_depend_on_the_blocks(plan: list[tuple[int, int, int | None]], cuts: list[int]) -> None:
-    def play(divisions: list[int]) -> Block:
-        voice, now, parts = Voice(1, JOIN), 0, []
+def test_what_sounds_does_not_depend_on_the_blocks_nor_on_when_a_join_is_made(
+    plan: list[tuple[int, int, int | None]], cuts: list[int], channels: int
+) -> None:
+    def play(divisions: list[int], prepare: bool = False) -> Block:
+        voice, now, parts = Voice(channels, JOIN), 0, []
         for pause, ahead, seed in plan:
             parts.append(rendered(voice, now + pause, divisions, now))
             now += pause
             at = now + ahead
-            voice.join(at, None if seed is None else Material(noise(seed, seed * 4), at - seed % 20, at + seed * 3))
+            sound = None if seed is None else noise(seed, seed * 4, channels)
+            voice.join(at, None if sound is None else Material(sound, at - len(sound) % 20, at + len(sound) * 3 // 4))
+            while prepare and voice.prepare(now):
+                pass
         return np.concatenate([*parts, rendered(voice, max(400, now), divisions, now)])
 
     assert np.array_equal(play(cuts), play([]))
     assert np.array_equal(play(list(range(400))), play([]))
+    assert np.array_equal(play(cuts, prepare=True), play([]))
+
+
+def test_a_crossfade_is_prepared_once_and_not_when_it_has_begun() -> None:
+    voice = Voice(1, JOIN)
+    assert not voice.prepare(0)
+    voice.join(100, endless(noise(1, 300), 100))
+    assert not voice.prepare(100 - JOIN + 1)
+    assert voice.prepare(100 - JOIN)
+    assert not voice.prepare(0)
+    voice.join(90, endless(noise(2, 300), 90))
+    assert voice.prepare(0), "the join it was made for is no more"
+
+
+def test_stereo_sound_whose_channels_do_not_lie_side_by_side_is_played_all_the_same() -> None:
+    sound = np.asfortranarray(noise(1, 300, 2))
+    voice = Voice(2, JOIN)
+    voice.join(0, endless(sound, 0, 0))
+    assert np.array_equal(rendered(voice, 200), sound[:200])
 
 
 def test_new_material_is_whole_from_its_first_frame_on() -> None:

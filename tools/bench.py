@@ -25,8 +25,22 @@ Suite = Callable[[Options], Iterator[Row]]
 def suites() -> dict[str, Suite]:
     """Return every suite by name."""
     import bench_core
+    import bench_drift
+    import bench_engine
+    import bench_faults
+    import bench_ladder
+    import bench_memory
+    import bench_start
 
-    return {"core": bench_core.rows}
+    return {
+        "core": bench_core.rows,
+        "engine": bench_engine.rows,
+        "ladder": bench_ladder.rows,
+        "faults": bench_faults.rows,
+        "drift": bench_drift.rows,
+        "memory": bench_memory.rows,
+        "start": bench_start.rows,
+    }
 
 
 def machine() -> str:

@@ -115,7 +115,7 @@ GRIDS = [
 
 def grid_rows(folder: Path, options: Options) -> Iterator[Row]:
     """Clicks of a corpus, re-ordered and stretched, against the tempo map: on the stem's WAV."""
-    from bridge.app import render
+    from bridge.offline import render
     from bridge.session import Session
     from realtime.soundfiles import read
 
@@ -162,8 +162,8 @@ def grid_error(clicks: Any, beats: list[int]) -> int:
 
 def identity_rows(folder: Path, options: Options) -> Iterator[Row]:
     """Block sizes, replay, and a replay of a changed log, on the built-in band."""
-    from bridge.app import render, replay
     from bridge.demo import demo_session
+    from bridge.offline import render, replay
     from realtime.soundfiles import read, write
 
     session, player = demo_session(folder / "demo-corpora")
@@ -251,7 +251,7 @@ def render_material(
     material: Path, song: str, source: str, bpms: dict[str, str], folder: Path, label: str
 ) -> tuple[Path, int]:
     """Render one stem of ``song`` against a corpus of all the other stems of ``source``."""
-    from bridge.app import render
+    from bridge.offline import render
     from bridge.session import Session, override
     from realtime.corpus import build
 
@@ -329,8 +329,8 @@ def silent_bars(take: Path) -> int:
 
 def speed_rows(folder: Path, options: Options) -> Iterator[Row]:
     """A corpus agent over half an hour of material, on one core."""
-    from bridge.app import render
     from bridge.demo import HERE, demo_session
+    from bridge.offline import render
     from bridge.session import Session
     from realtime.corpus import build
     from realtime.soundfiles import read, write
@@ -503,7 +503,7 @@ def start_jack(name: str) -> subprocess.Popen[bytes] | None:
         return None
     if jackd is None:
         return None
-    from realtime.io import realtime_rights
+    from realtime.rights import realtime_rights
 
     rights = ["-R", "-P", "70"] if realtime_rights() else ["-r"]
     command = [jackd, "-n", name, *rights, "-d", "dummy", "-r", str(SAMPLERATE), "-p", str(PERIOD_FRAMES)]
@@ -523,7 +523,7 @@ def control(handle: Any, seconds: float, path: str) -> None:
     Rows of the file: time (ns), lateness (ns), device's empty rings, engine's, session frame, its time (ns), opened.
     """
     from realtime.buffers import Arena
-    from realtime.io import use_realtime
+    from realtime.rights import use_realtime
 
     arena = Arena.attach(handle)
     device, stream = arena.status("io.status"), arena.status("stream.status")

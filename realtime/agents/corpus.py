@@ -286,6 +286,38 @@ class CorpusAgent:
             state, beat = state.after(unit, self.taboo), beat + length
         return self.realise(request, Origin("corpus", self.corpus.name, self.corpus.digest, tuple(pieces)))
 
+    def carry_on(self, request: SpanRequest) -> Clip | None:
+        """Go on in the recording from the unit that sounds last, beat by beat, whatever is heard meanwhile.
+
+        Where a recording ends it goes on from that unit's continuations in the oracle; after ``max_continuity`` units
+        it may go on all the same, since this is only played when nothing better came.
+        """
+        units = self._units(request.after)
+        if not units:
+            return None
+        unit, beat, pieces = units[-1], Fraction(0), []
+        gain = request.after.pieces[-1].gain if request.after is not None else 1.0
+        chance = np.random.default_rng(request.seed)
+        while beat < request.span.beats:
+            phase = (request.span.beat + beat) % 1 if self.corpus.segmentation == "beat" else Fraction(0)
+            if not phase:
+                unit = self._following(unit, chance)
+            length = self._slot_beats(unit, phase, request.span.beats - beat, request.timeline.beat_frames)
+            at, end = _place(request, beat), _place(request, beat + length)
+            pieces.append(replace(self._piece(unit, at, end - at, length, phase), gain=gain))
+            beat += length
+        return self.realise(request, Origin("corpus", self.corpus.name, self.corpus.digest, tuple(pieces)))
+
+    def _following(self, unit: int, chance: np.random.Generator) -> int:
+        """Return the unit after ``unit`` in its recording; at its end, or before a silence, one after a like unit."""
+        if self.corpus.follows(unit) and not self._base_cost[unit + 1]:
+            return unit + 1
+        units, contexts = self.oracle.continuations(unit)
+        sounding = (units != unit + 1) & (self._base_cost[units] == 0)
+        if sounding.any():
+            return int(units[sounding][np.argmax(contexts[sounding])])
+        return int(chance.choice(np.flatnonzero(self._base_cost == self._base_cost.min())))
+
     def _label(self, influence: _Influence | None) -> int:
         if influence is None:
             return ANY

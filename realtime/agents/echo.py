@@ -12,6 +12,8 @@ from realtime.buffers import crossfade, join_frames
 from realtime.protocols import Block, Clip, Origin, Piece, Span, SpanRequest, StreamSpec
 from realtime.soundfiles import fit_channels
 
+BARS_BACK = 4
+
 
 class EchoAgent:
     """Plays ``source`` back a bar late; ``source`` is ``"input"`` or the name of another agent's stem."""
@@ -27,13 +29,15 @@ class EchoAgent:
         """Remember nothing: every request brings what was heard with it."""
 
     def play(self, request: SpanRequest) -> Clip | None:
-        """Take the same place one bar ago; of what was not heard yet when the request was made, two bars ago."""
+        """Take the same place one bar ago; what was not heard yet when the request was made, a bar before that."""
         timeline, span = request.timeline, request.span
         beat = timeline.downbeat(span.bar) + span.beat  # exact: a start frame was rounded
-        one, two = (timeline.frame_at(beat - bars * timeline.meter.beats) for bars in (1, 2))
-        known = max(0, min(request.frames, request.context_end - one))
-        rest = request.frames - known
-        pieces = (Piece(self.source, one, known, 0, known), Piece(self.source, two + known, rest, known, rest))
+        pieces, at = [], 0
+        for bars in range(1, BARS_BACK + 1):
+            place = timeline.frame_at(beat - bars * timeline.meter.beats)
+            known = max(at, min(request.frames, request.context_end - place))
+            pieces.append(Piece(self.source, place + at, known - at, at, known - at))
+            at = known
         heard = tuple(piece for piece in pieces if piece.frames and piece.source_frame >= 0)
         return self.realise(request, Origin("heard", self.source, pieces=heard)) if heard else None
 

@@ -64,7 +64,7 @@ def melody(pitches: list[int], beat_seconds: float) -> npt.NDArray[np.float32]:
 
 def render(folder: Path) -> dict[str, npt.NDArray[np.generic]]:
     """Render the session into ``folder``; return its stems, and the unit each piece of the corpus's stem is."""
-    from bridge import app
+    from bridge import offline
     from bridge.recorder import TakeReader
     from bridge.session import Session
     from realtime.clock import Meter
@@ -78,7 +78,7 @@ def render(folder: Path) -> dict[str, npt.NDArray[np.generic]]:
     write(folder / "player.wav", player, RATE, "FLOAT")
     build([folder / "corpus.wav"], folder / "corpus", bpm=240, meter=Meter(3, 4))
     session = Session.parse(SESSION.format(corpus=(folder / "corpus").as_posix()))
-    app.render(session, folder / "player.wav", folder / "take")
+    offline.render(session, folder / "player.wav", folder / "take")
     take = TakeReader(folder / "take")
     units = [
         piece.unit
