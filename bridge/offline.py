@@ -301,6 +301,7 @@ def replay(
         _check_bounds(config)
         config = replace(config, spec=replace(config.spec, blocksize=OFFLINE_BLOCKSIZE))
         forced = Script.read(take.lines)
+        _check_requests(take)
         lines: list[dict[str, object]] = []
         engine = inline_band(
             config,
@@ -339,6 +340,16 @@ def _check_bounds(config: EngineConfig) -> None:
     for what, value, least, most in bounds:
         if not least <= value <= most:
             raise ValueError(f"its {what} is {shown(value)}; {least:g} to {most:g} are allowed; was it edited?")
+
+
+def _check_requests(take: TakeReader) -> None:
+    """Refuse requests that knew of the future: an agent would listen to it for ever."""
+    for request in take.requests:
+        if request.context_end > take.frames + 10 * take.samplerate:
+            raise ValueError(
+                f"agent {request.agent!r} was asked for bar {request.bar + 1} with what was heard up to frame "
+                f"{shown(request.context_end)}, and the take has {take.frames} frames; was it edited?"
+            )
 
 
 @contextlib.contextmanager

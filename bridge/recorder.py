@@ -627,7 +627,10 @@ class TakeReader:
         self.samplerate, self.inputs, self.outputs = take.samplerate, take.inputs, take.outputs
         self.lead, self.latency, self.seed = take.lead, take.latency, take.seed
         self.stems = {stem.name: stem.channels for stem in take.stems}
-        check_stem_names([stem.name for stem in take.stems])
+        try:
+            check_stem_names([stem.name for stem in take.stems])
+        except ValueError as problem:
+            raise ValueError(f"{self.folder / LOG}: {problem}") from None
         self.tempo = self._records("tempo", TempoLine)
         self.requests = self._records("request", RequestLine)
         self.replies = self._records("reply", ReplyLine)

@@ -683,7 +683,7 @@ def _chart(session: Session) -> Iterator[_ClashError]:
             try:
                 chord_chroma(symbol)
             except ValueError as error:
-                yield _ClashError(f"transport.chart[{bar}]", f"is {_said_found(entry)}; {error}")
+                yield _ClashError(f"transport.chart[{bar}]", f"is {_said_found(entry)}; {_ending(str(error))}")
             known.add(symbol)
 
 
@@ -855,6 +855,11 @@ def _said_found(value: object) -> str:
     else:
         text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _ending(text: str) -> str:
+    """Shorten a sentence that quotes what is already quoted at its beginning."""
+    return text if len(text) <= 400 else "..." + text[-300:]
 
 
 def _said_list(names: Iterable[str], none: str = "none") -> str:

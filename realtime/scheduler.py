@@ -25,6 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
+from realtime.buffers import is_finite
 from realtime.clock import TempoMap
 from realtime.messages import encode
 from realtime.protocols import Action, Chord, Clip, Log, Origin, Plan, Span, SpanRequest
@@ -168,9 +169,9 @@ class Turn:
         """Take frames from the tempo map as it is now."""
         first = tempo_map.downbeat(self.span.bar) + self.span.beat
         whole = range(-(-self.span.beats.numerator // self.span.beats.denominator))
-        self.start = tempo_map.frame_at(first)
-        self.frames = tempo_map.frame_at(first + self.span.beats) - self.start
-        self.beat_frames = tuple(tempo_map.frame_at(first + beat) - self.start for beat in whole)
+        self.start = start = tempo_map.frame_at(first)
+        self.frames = tempo_map.frame_at(first + self.span.beats) - start
+        self.beat_frames = tuple([tempo_map.frame_at(first + beat) - start for beat in whole])
 
     @property
     def rests(self) -> bool:
@@ -260,10 +261,7 @@ def clip_fault(clip: Clip, request: SpanRequest, channels: int, longest_lead_in:
     shape = (clip.lead_in + request.frames, channels)
     if clip.audio.shape != shape or clip.audio.dtype != np.float32:
         return f"clip of {clip.audio.dtype} {clip.audio.shape} where float32 {shape} was asked for"
-    flat = clip.audio.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        power = np.dot(flat, flat)  # a quarter of the time of looking at each sample; huge ones are looked at below
-    return "" if np.isfinite(power) or np.isfinite(flat).all() else "NaN or infinity in the clip"
+    return "" if is_finite(clip.audio) else "NaN or infinity in the clip"
 
 
 class Part:
@@ -352,8 +350,9 @@ class Part:
     def act(self, now: int, tempo_map: TempoMap, timing: Timing) -> bool:
         """Do what is due at frame ``now``; return whether there was anything."""
         turn = self._turn(tempo_map)
+        renewed = self.port.generation() != self._generation  # looked at first: what the dead one sent is all there
         done = self._collect(now)
-        if self.port.generation() != self._generation:
+        if renewed:
             self._renew(now)
             done = True
         if self._may_ask() and now < max(1, self.deadline(turn)):
@@ -530,8 +529,9 @@ class Part:
             reply = self._vetted(reply, asked.request)
             arrived = self._arrival(reply, now)
             if not reply.fault:
-                self._faulty_in_a_row = 0
-                self._good_answers += 1
+                good = reply.attempt != CONTINUATION  # to go on by itself does not show that it can answer
+                self._faulty_in_a_row = 0 if good else self._faulty_in_a_row
+                self._good_answers += good
             elif reply.fault != SUPERSEDED:
                 self._faulty_in_a_row += 1
                 self.faults += 1
@@ -706,15 +706,17 @@ class Part:
         return None
 
     def _late_joins(self) -> list[int]:
-        """Frames at which a late answer's crossfade may begin: one join before each beat after it came."""
+        """Frames at which a late answer may be joined: one join, and its place in the band, before each beat after it
+        came.
+        """
         turn, late = self.current, self._late_answer()
         if turn is None or late is None:
             return []
-        frames = (turn.start + beat - self.voice.join_frames for beat in turn.beat_frames[1:])
-        return [frame for frame in frames if frame >= late.arrived]
+        before = self.voice.join_frames + self.stagger_frames
+        return [frame for beat in turn.beat_frames[1:] if (frame := turn.start + beat - before) >= late.arrived]
 
     def _join_late(self, turn: Turn, late: Answer, now: int) -> None:
-        at, made = now + self.voice.join_frames, late.request
+        at, made = now + self.voice.join_frames + self.stagger_frames, late.request
         joins = place_clip(late.clip, made.beat_frames, made.frames, turn.start, turn.beat_frames, turn.frames)
         if len(joins) == 1:  # it fits as it is: join it in the middle, in its true place
             self.voice.join(at, joins[0][1])

@@ -43,11 +43,12 @@ from realtime.buffers import (
     StatusBlock,
     checksum,
     join_frames,
+    numbers,
     record_layout,
     status_layout,
 )
 from realtime.clock import TempoMap
-from realtime.messages import decode, encode, to_bytes
+from realtime.messages import decode, encode, seal, to_bytes
 from realtime.protocols import HOP_FRAMES, Agent, Block, Clip, Continues, Log, Origin, Span, SpanRequest, StreamSpec
 from realtime.scheduler import (
     CONTINUATION,
@@ -82,6 +83,8 @@ HAND_OVER_SECONDS = 0.005
 """Added to every budget: the engine's wake interval on either side of the worker."""
 IDLE_SECONDS = 0.02
 """How often a worker that has nothing to answer listens: what is left to hear when it is asked delays its answer."""
+HOPS_A_TURN = 64
+"""So much is heard between two signs of life, and before the inbox is looked at again."""
 STANDBY_SECONDS = 0.25
 """How often one that stands by looks whether the session is over."""
 HEAR_BACK_SECONDS = 24
@@ -95,6 +98,7 @@ BUDGET_CHANGE = 0.1
 WARM_UP_RUNS = 200
 WARM_UP_SECONDS = 0.4
 STANDBY_RUNS = 3
+NICE, NICE_STANDBY = 5, 10
 STATE_LOADING, STATE_MEASURED, STATE_ARMED, STATE_FAILED = range(4)
 """States of a worker: it loads; it is timed and stands by; it is on duty; it cannot be used."""
 LOADING_CPU_SECONDS = 120.0
@@ -301,15 +305,19 @@ class AgentRunner:
         self.agent.restore(state[8:])
         self._next_hop = int.from_bytes(state[:8], "little")
 
-    def hear_up_to(self, end: int) -> None:
-        """Feed the agent every whole hop that ends by frame ``end``, each once; if it fails, its next answer does."""
-        while (self._next_hop + 1) * HOP_FRAMES <= end:
+    def hear_up_to(self, end: int, most: int = 1 << 62) -> int:
+        """Feed the agent every whole hop that ends by frame ``end``, each once and ``most`` at a time; return how many.
+        If the agent fails, its next answer does.
+        """
+        first = self._next_hop
+        while (self._next_hop + 1) * HOP_FRAMES <= end and self._next_hop - first < most:
             frame = self._next_hop * HOP_FRAMES
             self._next_hop += 1
             try:
                 self.agent.hear(self._heard.listen(self.config.listens, frame, frame + HOP_FRAMES), frame)
             except Exception as error:  # noqa: BLE001 - as in play
                 self._trouble = f"while it listened: {_words(error)}"
+        return self._next_hop - first
 
     def trouble(self, text: str) -> None:
         """Let the next answer fail, with these words."""
@@ -481,7 +489,7 @@ class ProcessPort:
         self._requests: RecordRing = arena.records(f"{config.name}.requests")
         self._replies: RecordRing = arena.records(f"{config.name}.replies")
         self._statuses: list[StatusBlock] = [arena.status(f"{config.name}.worker{parity}") for parity in (0, 1)]
-        self._seat = arena[f"{config.name}.seat"]
+        self._seat = numbers(arena[f"{config.name}.seat"])
         self._clips = arena[f"{config.name}.clips"]
         self._free = list(range(SLOTS))
         self._asked: dict[int, tuple[Span, int]] = {}  # what each slot was given out for
@@ -490,7 +498,7 @@ class ProcessPort:
         self._armed = self._continues = False
         self._budget_seconds = self._told_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT_REPLIES)
-        self._now = 0
+        self._lines: deque[dict[str, object]] = deque(maxlen=RECENT_REPLIES)
 
     def armed(self) -> bool:
         """Whether the process on duty has loaded and serves."""
@@ -499,9 +507,8 @@ class ProcessPort:
             if status["state"] == STATE_ARMED and status["generation"] == self._generation:
                 self._armed, self._continues = True, bool(status["continues"])
                 self._budget_seconds = self._config.budget_seconds or self._budget_seconds or status["budget_seconds"]
-                self._log({"type": "armed", "agent": self._config.name, "frame": self._now,
-                           "budget_frames": self.budget_frames(), "generation": self._generation,
-                           "warm_up_runs": status["warm_up_runs"]})  # fmt: skip
+                self._tell({"type": "armed", "budget_frames": self.budget_frames(), "generation": self._generation,
+                            "warm_up_runs": status["warm_up_runs"]})  # fmt: skip
         return self._armed
 
     def continues(self) -> bool:
@@ -539,10 +546,13 @@ class ProcessPort:
         self._budget_seconds = slow if enough else max(slow, self._budget_seconds)
         if abs(self._budget_seconds - self._told_seconds) > BUDGET_CHANGE * self._told_seconds:
             self._told_seconds = self._budget_seconds
-            self._log({"type": "budget", "agent": self._config.name, "frame": self._now,
-                       "budget_frames": self.budget_frames(),
-                       "p50_seconds": sorted(self._recent)[len(self._recent) // 2],
-                       "p99_seconds": slow / BUDGET_MARGIN})  # fmt: skip
+            self._tell({"type": "budget", "budget_frames": self.budget_frames(),
+                        "p50_seconds": sorted(self._recent)[len(self._recent) // 2],
+                        "p99_seconds": slow / BUDGET_MARGIN})  # fmt: skip
+
+    def _tell(self, line: dict[str, object]) -> None:
+        """Keep a line for the take until it is known which frame it is."""
+        self._lines.append(line | {"agent": self._config.name})
 
     def post(self, request: SpanRequest) -> str:
         """Send the request with a place for its clip."""
@@ -572,7 +582,8 @@ class ProcessPort:
         One that makes no sense, or is about another slot than its question's, answers nothing: it is returned as a
         fault of no span, and what it should have answered is late.
         """
-        self._now = now
+        while self._lines:
+            self._log(self._lines.popleft() | {"frame": now})
         record = self._replies.take()
         if record is None:
             return None
@@ -589,7 +600,7 @@ class ProcessPort:
         clip = None
         if message["origin"] is not None and not fault:
             audio = self._clips[slot, : int(message["frames"])]
-            clip = Clip(audio, int(message["lead_in"]), decode(Origin, message["origin"]))
+            clip = Clip(audio, int(message["lead_in"]), seal(Origin, message["origin"]))
             if checksum(audio) != int(message["checksum"]):
                 clip, fault = None, "the clip's checksum is wrong"
         self._over(slot)
@@ -666,10 +677,10 @@ def run_worker(handle: ArenaHandle, config: WorkerConfig, wake: Semaphore, call:
     from realtime.foreign import lift_cpu_limit, limit_process  # the engine, which needs this module, needs no files
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bridge's to handle
-    if hasattr(os, "nice"):
-        os.nice(5 if config.measure else 10)
     arena = Arena.attach(handle)
     worker = _Worker(arena, config, wake)
+    if hasattr(os, "nice"):
+        os.nice(NICE if worker.wanted else NICE_STANDBY)
     if not _uses_gpu(config.agent):
         limit_process(config.memory_bytes, LOADING_CPU_SECONDS)
     try:
@@ -712,6 +723,11 @@ class _Worker:
             busy_since_ns=0, spans=0, faults=0,
         )  # fmt: skip
 
+    @property
+    def wanted(self) -> bool:
+        """Whether this one is to be timed, or waited for: its seat is empty."""
+        return self._config.measure or self._seat[ON_DUTY] == self._config.generation
+
     def load(self) -> None:
         """Open the agent's files and time it."""
         config = self._config
@@ -727,11 +743,12 @@ class _Worker:
                 return False
             call.acquire(timeout=STANDBY_SECONDS)
             self.status.publish(heartbeat_ns=time.monotonic_ns())
-        if hasattr(os, "nice") and not self._config.measure:
+        if hasattr(os, "nice"):
             with contextlib.suppress(OSError):  # up again takes rights; without them it serves at the lower priority
-                os.nice(-5)
+                os.nice(NICE - os.nice(0))
         self._take_up_state()
-        self._runner.hear_up_to(self._settled())  # what went by since, or while it loaded
+        while self._listen(self._settled()):  # to what went by since, or while it loaded
+            pass
         self.status.publish(state=STATE_ARMED, heartbeat_ns=time.monotonic_ns())
         return True
 
@@ -748,6 +765,12 @@ class _Worker:
     def _settled(self) -> int:
         return self._heard.settled(self._config.agent.name, self._config.spec.lead)
 
+    def _listen(self, settled: int) -> bool:
+        """Hear a portion of what is settled, with a sign of life; return whether more is left."""
+        heard = self._runner.hear_up_to(settled, HOPS_A_TURN)
+        self.status.publish(heartbeat_ns=time.monotonic_ns())
+        return heard == HOPS_A_TURN
+
     def _over(self) -> bool:
         return bool(self._seat[ENDING]) or os.getppid() != self._parent
 
@@ -762,8 +785,8 @@ class _Worker:
                 if not self._inbox:
                     news.wait(IDLE_SECONDS)
             self.status.publish(heartbeat_ns=time.monotonic_ns())
-            if not self._inbox:
-                self._runner.hear_up_to(settled)
+            while not self._inbox and self._listen(settled):
+                pass
             while self._inbox:
                 self._do(self._inbox.popleft())
             if self._changed:

@@ -56,6 +56,10 @@ def engine(change: Callable[[dict[str, Any]], object]) -> Callable[[list[dict[st
         (engine(lambda e: e.update(seed=[])), "cannot be replayed: EngineConfig.seed: found []"),
         (engine(lambda e: e["parts"][0]["agent"].update(kind="corpus")), "cannot be replayed"),
         (engine(lambda e: e["parts"][0]["agent"].update(options={"x": 1})), "cannot be replayed: agent 'echo'"),
+        (
+            lambda lines: next(line for line in lines if line["type"] == "request").update(context_end=10**9),
+            "was asked for bar 1 with what was heard up to frame 1000000000, and the take has 32000",
+        ),
         (lambda lines: lines[0].update(samplerate=44100), "found 16000 Hz, 1 channels, expected 44100 Hz"),
         (lambda lines: lines[0].pop("engine"), "its first line has no engine"),
     ],

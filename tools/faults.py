@@ -7,6 +7,7 @@ last, and a day takes minutes. Nothing here looks an answer over: that is the en
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from realtime.agents.echo import EchoAgent
 from realtime.buffers import Arena, Layout, checksum
 from realtime.clock import TempoMap
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
-from realtime.messages import encode, to_bytes
+from realtime.messages import Sealed, decode, encode, to_bytes
 from realtime.mixer import Strip
 from realtime.protocols import Agent, Block, Clip, Log, Origin, Span, SpanRequest, StreamSpec
 from realtime.scheduler import CONTINUATION, FINAL, LEDGER, SPECULATIVE, Reply
@@ -279,7 +280,7 @@ class FaultPort(ProcessPort):
         why = super().post(request)
         if not why:
             self.told.setdefault((request.span.bar, request.span.beat), []).append(Told(request.attempt, now))
-            self._receive("play", request, now)
+            self._receive("play", _unsealed(request), now)
         return why
 
     def confirm(self, span: Span, origin: Origin | None) -> None:
@@ -287,7 +288,7 @@ class FaultPort(ProcessPort):
         now = self.now()
         self._work(now)
         super().confirm(span, origin)
-        self._receive("confirm", (span, origin), now)
+        self._receive("confirm", (span, _opened(origin)), now)
 
     def take(self, now: int) -> Reply | None:
         """Let the worker do what it does up to now; return the next reply that is in."""
@@ -484,6 +485,16 @@ class FaultPort(ProcessPort):
 
 
 # A band on private memory
+
+
+def _opened(origin: Origin | None) -> Origin | None:
+    """Open an origin that came sealed from a worker, as the way to another process would."""
+    return decode(Origin, json.loads(origin.text)) if isinstance(origin, Sealed) else origin
+
+
+def _unsealed(request: SpanRequest) -> SpanRequest:
+    plans = tuple(replace(plan, origin=_opened(plan.origin)) for plan in request.plans)
+    return replace(request, after=_opened(request.after), plans=plans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -992,7 +992,10 @@ def run(count: int, seed: int = 1, tell: Callable[[Tally], None] = lambda tally:
                     return
                 mutant = material.mutant(mutant_seed)
                 meeting = meet(gate, mutant)
-                control = meet(gate, whole).seconds if mutant_seed % CONTROL_EVERY == 0 else None
+                control = None
+                if mutant_seed % CONTROL_EVERY == 0:
+                    whole.meet(gate)  # the first time a new child would import what it needs
+                    control = meet(gate, whole).seconds
                 with lock:
                     tally.add(mutant, meeting)
                     tally.control += [] if control is None else [control]
