@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 from bridge.children import Children, signals_held
 from bridge.gate import Gate, GateError
 from bridge.session import AgentTable, Session
-from bridge.supervise import Lighter, Member, Respawn, Supervisor, Worker, how
+from bridge.supervise import Lighter, Member, Supervisor, Worker
 from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
+from bridge.watch import Respawn, how
 from realtime.engine import Command, EngineConfig, PartConfig
 from realtime.messages import encode, to_bytes
 from realtime.mixer import Metronome, Monitor, Strip
@@ -280,12 +281,13 @@ class Live:
         self._band: Supervisor | None = None
         with signals_held():  # the processes that look after the memory are born here, and unblock Ctrl-C
             self._children = Children()
+            name = self._children.reserve()
             try:
-                self.arena = Arena.create(layout)
+                self.arena = Arena.create(layout, name)
             except BaseException:
                 self._children.end()
                 raise
-            self._children.keep(self.arena.handle.name)
+            self._children.keep(name)
         try:
             with signals_held():
                 self._start()

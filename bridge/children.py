@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -36,8 +37,15 @@ class Children:
         self._semaphores: list[Semaphore] = []  # a child finds one by name, so it must not be collected before
         self._janitor = _Janitor() if os.name == "posix" else None
 
+    def reserve(self) -> str:
+        """Return a name for shared memory; what is called so is removed when the bridge is gone, from birth on."""
+        name = f"sideman-{secrets.token_hex(6)}"
+        if self._janitor is not None:
+            self._janitor.expect("shared_memory", f"/{name}")
+        return name
+
     def keep(self, memory: str) -> None:
-        """Have the shared memory of that name removed when the bridge is gone."""
+        """Say that the memory is there, and the janitor's business alone."""
         if self._janitor is not None:
             self._janitor.keep("shared_memory", f"/{memory}")
 
@@ -46,7 +54,9 @@ class Children:
         semaphore = self._context.Semaphore(0)
         self._semaphores.append(semaphore)
         if self._janitor is not None:
-            self._janitor.keep("semaphore", semaphore._semlock.name)  # type: ignore[attr-defined]
+            name = semaphore._semlock.name  # type: ignore[attr-defined]
+            self._janitor.expect("semaphore", name)
+            self._janitor.keep("semaphore", name)
         return semaphore
 
     def spawn(self, name: str, target: Callable[..., None], *args: Any) -> SpawnProcess:
@@ -145,11 +155,17 @@ class _Janitor:
         self._process = subprocess.Popen(
             command, bufsize=0, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, process_group=0
         )
+        self._told: set[tuple[str, str]] = set()
         self._kept: list[tuple[str, str]] = []
 
-    def keep(self, kind: str, name: str) -> None:
-        """Have it look after something that was just created."""
+    def expect(self, kind: str, name: str) -> None:
+        """Have it look after something that is there, or will be."""
         if self._tell(f"{kind} {name}"):
+            self._told.add((kind, name))
+
+    def keep(self, kind: str, name: str) -> None:
+        """Take what it was told of, and is there now, off the other's list."""
+        if (kind, name) in self._told:
             resource_tracker.unregister(name, kind)
             self._kept.append((kind, name))
 

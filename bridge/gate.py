@@ -162,7 +162,8 @@ class Gate:
                 self._end()  # it was dying when it was asked: another is
                 return self._asked(task, about, seconds, hear, stoppable, arguments)
         except _Late as late:
-            self._end()
+            self.deaths += 1
+            self._bury()
             words = f"{about}: it was not opened within {late.seconds:g} s, so it is not used"
             how = f"did not answer within {late.seconds:g} s"
             raise GateError(f"{words}; is it damaged, or very large?", how, late=True) from None

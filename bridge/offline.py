@@ -298,7 +298,7 @@ def replay(
         raise ValueError(f"{take.folder}: its first line has no engine; was it recorded by another program?")
     with _sense_in(take.folder):
         config = decode(EngineConfig, take.header["engine"])
-        _check_bounds(config)
+        _check_bounds(config, take)
         config = replace(config, spec=replace(config.spec, blocksize=OFFLINE_BLOCKSIZE))
         forced = Script.read(take.lines)
         _check_requests(take)
@@ -317,11 +317,14 @@ def replay(
         return done if done.interrupted else replace(done, stems=verdicts(take, TakeReader(done.folder)))
 
 
-def _check_bounds(config: EngineConfig) -> None:
+def _check_bounds(config: EngineConfig, take: TakeReader) -> None:
     """Refuse what no session can say: a take's first line may be anybody's, and would be worked at for ever."""
     spec, timelines = config.spec, config.tempo_map.timelines
     bounds: list[tuple[str, float | Fraction, float, float]] = [
-        ("samplerate", spec.samplerate, 4000, 768_000),
+        *(
+            ("samplerate", rate, take.samplerate, take.samplerate)
+            for rate in (spec.samplerate, *(timeline.samplerate for timeline in timelines))
+        ),
         ("inputs", spec.inputs, 1, 64),
         ("outputs", spec.outputs, 1, 64),
         ("lead", spec.lead, 0, 65_536),

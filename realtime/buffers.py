@@ -152,8 +152,15 @@ class Arena:
             self._arrays[name] = flat.reshape(shape)
 
     @classmethod
-    def create(cls, layout: Layout) -> Arena:
+    def create(cls, layout: Layout, name: str = "") -> Arena:
         """Reserve and clear the memory, so that no page is missing later.
+
+        Parameters
+        ----------
+        layout
+            What is in it.
+        name
+            As others will find it; one of its own if none is given.
 
         Raises
         ------
@@ -161,7 +168,7 @@ class Arena:
             If there is not so much memory.
         """
         size = max((offset + _bytes(dtype, shape) for _, dtype, shape, offset in _places(layout)), default=1)
-        memory = _Segment(f"sideman-{secrets.token_hex(6)}", create=True, size=size)
+        memory = _Segment(name or f"sideman-{secrets.token_hex(6)}", create=True, size=size)
         arena = cls(memory, layout)
         file = getattr(memory, "_fd", -1)
         if file < 0 or not hasattr(os, "posix_fallocate"):

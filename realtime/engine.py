@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import re
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -38,13 +39,14 @@ from realtime.buffers import (
     numbers,
     record_layout,
     ring_layout,
+    status_layout,
     stems_layout,
 )
 from realtime.clock import Locate, Meter, TempoChange, TempoMap, Transport, as_tempo
 from realtime.messages import encode, field_names, from_bytes, to_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
 from realtime.protocols import Action, Block, Chord, Log, Origin, SpanRequest, StreamSpec
-from realtime.scheduler import LEDGER, LiveTiming, Part, Port, Timing
+from realtime.scheduler import LEDGER, LiveTiming, Part, Port, Timing, stagger_frames
 from realtime.voice import NEVER, Voice
 from realtime.worker import ON_DUTY, AgentConfig, ProcessPort, worker_layout
 
@@ -81,8 +83,9 @@ class Command:
     ``do`` is ``"stop"`` (at once, or on the next bar line where ``name`` is ``"bar"``), ``"tempo"`` (with
     ``change``), ``"locate"`` (with ``locate``), ``"action"`` (``target`` is the agent, ``name`` what it declares),
     ``"grid"`` (``name`` is the length of the spans of agent ``target`` from now on, beats as a fraction, ``"0"`` for
-    bars), ``"quarantine"`` (agent ``target`` is asked for nothing any more), ``"metronome"`` (0 or 1), or a fader of
-    stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1).
+    bars), ``"quarantine"`` (agent ``target`` is asked for nothing any more), ``"lighter"`` (``name`` are the options
+    with which agent ``target`` plays instead, as JSON), ``"metronome"`` (0 or 1), or a fader of stem ``target``:
+    ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1).
     """
 
     do: str
@@ -230,9 +233,11 @@ class Engine:
         self.played = -1
         self.stopped = False
         self.memory = memory
-        # A change needs notice: two joins' time, so that no span is already decided, and not blocks, so that what is
-        # too late is too late for any block size.
-        self.transport = Transport(config.tempo_map, spec.lead + 2 * join_frames(spec.samplerate))
+        # A change needs notice: two joins' time and the band's stagger, so that no span is already decided, and not
+        # blocks, so that what is too late is too late for any block size.
+        join = join_frames(spec.samplerate)
+        notice_frames = spec.lead + 2 * join + stagger_frames(max(0, len(config.parts) - 1), join)
+        self.transport = Transport(config.tempo_map, notice_frames)
         self.mixer = config.mixer()
         self.parts = _band(config, ports, log)
         self.stale: list[Part] = []  # whose ledger may have changed since it was told last
@@ -419,6 +424,8 @@ class Engine:
             self._part(command.target).set_grid(_grid(command.name))
         elif command.do == "quarantine":
             self._part(command.target).quarantine()
+        elif command.do == "lighter":
+            self._part(command.target)  # who it is: what it plays with is its worker's matter, and the take's to tell
         else:
             self._set_fader(command, now)
 
@@ -535,6 +542,7 @@ def engine_layout(config: EngineConfig) -> Layout:
         **stems_layout("stem", frames, config.stem_channels),
         "meters": (np.dtype("f4"), (len(config.parts) + 2 + config.spec.outputs, 2)),  # 2: monitor, metronome
         "ledger": (np.dtype("i8"), (len(config.parts), len(LEDGER))),
+        **status_layout("engine.status", {"allocated_blocks": "i8"}),
         "place": (np.dtype("i8"), (4,)),
     }
     for part in config.parts:
@@ -674,7 +682,8 @@ class Publisher:
         self._place: npt.NDArray[np.int64] = arena["place"]
         self._ledger: npt.NDArray[np.int64] = arena["ledger"]
         self._meters: npt.NDArray[np.float32] = arena["meters"]
-        self._metered = 0
+        self._metered = self._next_count = 0
+        self._status = arena.status("engine.status")
         self._dry = np.zeros((LEVEL_FRAMES, engine.spec.inputs), np.float32)
         self._row = {part.name: row for row, part in enumerate(engine.parts)}
         self._steps = [self._look, self._tell_place, self._tell_levels]
@@ -705,6 +714,9 @@ class Publisher:
 
     def _look(self) -> bool:
         self._look_out()
+        if self._engine.mixed >= self._next_count:
+            self._next_count = self._engine.mixed + self._engine.spec.samplerate
+            self._status.publish(allocated_blocks=sys.getallocatedblocks())
         return True
 
     def _tell_place(self) -> bool:

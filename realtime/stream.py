@@ -306,14 +306,17 @@ class DeviceStream:
             process.hear(self._input.read(process.heard, min(end, process.heard + _HEAR_FRAMES)))
 
     def _mix(self, process: Process, now: int) -> bool:
-        """Mix ``lead`` frames ahead, a bounded number of blocks at a time; return whether more is due at once."""
+        """Mix at least ``lead`` frames ahead, a bounded number of blocks at a time; return whether more is due at once.
+
+        Whole blocks only: a piece of one would cost the mixer as much.
+        """
+        due = now + self.spec.lead
         for _ in range(_TURN_BLOCKS):
-            count = min(self.spec.blocksize, now + self.spec.lead - process.mixed)
-            if count <= 0 or process.stopped:
+            if process.mixed >= due or process.stopped:
                 return False
             start = process.mixed
-            self._output.write(start, process.mix(count))
-        return process.mixed < now + self.spec.lead and not process.stopped
+            self._output.write(start, process.mix(self.spec.blocksize))
+        return process.mixed < due and not process.stopped
 
 
 class Departures:

@@ -306,7 +306,7 @@ class AgentRunner:
         self._next_hop = int.from_bytes(state[:8], "little")
 
     def hear_up_to(self, end: int, most: int = 1 << 62) -> int:
-        """Feed the agent every whole hop that ends by frame ``end``, each once and ``most`` at a time; return how many.
+        """Feed the agent each whole hop that ends by frame ``end``, once and ``most`` at a time; return how many.
         If the agent fails, its next answer does.
         """
         first = self._next_hop

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from live import ended_in_order
 from rows import Options, Row
 
 Suite = Callable[[Options], Iterator[Row]]
@@ -68,6 +69,14 @@ def shown(row: Row) -> str:
     return f"{row.suite:6} {row.name:44} {value:>10} {row.unit:10} {row.goal:12} {verdict}{reason}"
 
 
+def measured(name: str, suite: Suite, options: Options) -> Iterator[Row]:
+    """Yield a suite's rows; what ends it early becomes one, so that those before it are not lost."""
+    try:
+        yield from suite(options)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        yield Row(name, "the suite itself", None, "", "ends", False, f"{type(error).__name__}: {error}")
+
+
 def main() -> int:
     """Run the suites asked for, all by default; 1 if a goal is missed."""
     parser = argparse.ArgumentParser(prog="sideman bench", description=__doc__.splitlines()[0])
@@ -84,10 +93,11 @@ def main() -> int:
         parser.error(f"no suite {unknown[0]!r}; there are {', '.join(known)}")
     print(machine(), flush=True)
     found: list[Row] = []
-    for name in options.suites or known:
-        for row in known[name](Options(options.quick, options.material)):
-            print(shown(row), flush=True)
-            found.append(row)
+    with ended_in_order():
+        for name in options.suites or known:
+            for row in measured(name, known[name], Options(options.quick, options.material)):
+                print(shown(row), flush=True)
+                found.append(row)
     if options.json:
         options.json.write_text(
             json.dumps({"machine": machine(), "rows": [asdict(row) for row in found]}, indent=1) + "\n"

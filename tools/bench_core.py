@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -12,19 +11,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from live import (
+    LIVE_LEAD,
+    MOST_LATE,
+    NO_JACK,
+    PERIOD_FRAMES,
+    PERIOD_NS,
+    SAMPLERATE,
+    busy_threads,
+    controlled,
+    jack_server,
+    judge,
+    longest_turn_seconds,
+    start_jack,
+    wait_for,
+)
 from rows import Options, Row
 
 SUITE = "core"
-PERIOD_FRAMES, SAMPLERATE = 128, 48000
-LIVE_LEAD = 1024
-CONTROL_PRIORITY = 60
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -474,132 +485,6 @@ outputs = [2]
 
 # Live
 
-NO_JACK = "no JACK server could be started here (jackd2, libportaudio2 and the package JACK-Client are needed)"
-
-
-@contextmanager
-def jack_server(name: str) -> Iterator[subprocess.Popen[bytes] | None]:
-    """Run a JACK server of its own name with the dummy backend; yield None where there is none."""
-    before = os.environ.get("JACK_DEFAULT_SERVER")
-    os.environ |= {"JACK_DEFAULT_SERVER": name, "JACK_NO_AUDIO_RESERVATION": "1", "JACK_NO_START_SERVER": "1"}
-    server = start_jack(name)
-    try:
-        yield server
-    finally:
-        if server is not None and server.poll() is None:
-            server.terminate()
-            server.wait(5)
-        os.environ.pop("JACK_DEFAULT_SERVER")
-        if before is not None:
-            os.environ["JACK_DEFAULT_SERVER"] = before
-
-
-def start_jack(name: str) -> subprocess.Popen[bytes] | None:
-    """Start a server and wait until it can be reached; None where it cannot."""
-    jackd = shutil.which("jackd")
-    try:
-        import jack
-    except (ImportError, OSError):
-        return None
-    if jackd is None:
-        return None
-    from realtime.rights import realtime_rights
-
-    rights = ["-R", "-P", "70"] if realtime_rights() else ["-r"]
-    command = [jackd, "-n", name, *rights, "-d", "dummy", "-r", str(SAMPLERATE), "-p", str(PERIOD_FRAMES)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(100):
-        with suppress(jack.JackError):
-            jack.Client("sideman-bench-probe", no_start_server=True).close()
-            return server
-        time.sleep(0.05)
-    server.kill()
-    return None
-
-
-def control(handle: Any, seconds: float, path: str) -> None:
-    """Be the control: wake every period above everyone, note how late, and what the device and the engine counted.
-
-    Rows of the file: time (ns), lateness (ns), device's empty rings, engine's, session frame, its time (ns), opened.
-    """
-    from realtime.buffers import Arena
-    from realtime.rights import use_realtime
-
-    arena = Arena.attach(handle)
-    device, stream = arena.status("io.status"), arena.status("stream.status")
-    use_realtime(CONTROL_PRIORITY)
-    period_ns = PERIOD_FRAMES * 10**9 // SAMPLERATE
-    count = round(seconds * 10**9 / period_ns)
-    table = np.zeros((count, 7), np.int64)
-    due = time.monotonic_ns()
-    for line in table:
-        due += period_ns
-        time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
-        now = time.monotonic_ns()
-        io, engine = device.read(), stream.read()
-        empty = io["xruns"] + io["starved"]
-        line[:] = (now, now - due, empty, engine["underruns"], engine["frame"], engine["time_ns"],
-                   io["epoch"] if io["state"] == 1 else 0)  # fmt: skip
-        due = max(due, now - period_ns)  # a stall is one lateness, not many
-    np.save(path, table)
-
-
-@contextmanager
-def controlled(live: Any, seconds: float, folder: Path) -> Iterator[Callable[[], Any]]:
-    """Run a control beside a session; yield what returns its table once it is done."""
-    path = str(folder / "control.npy")
-    process = multiprocessing.get_context("spawn").Process(
-        target=control, args=(live.arena.handle, seconds, path), daemon=True
-    )
-    process.start()
-
-    def table() -> Any:
-        process.join(seconds + 30)
-        return np.load(path)
-
-    try:
-        yield table
-    finally:
-        process.kill()
-
-
-@contextmanager
-def busy_threads(count: int) -> Iterator[None]:
-    """Keep pure-Python threads busy in this process."""
-    ending = threading.Event()
-
-    def spin() -> None:
-        number = 0
-        while not ending.is_set():
-            number = (number * 31 + 7) % 1000003
-
-    threads = [threading.Thread(target=spin, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        for thread in threads:
-            thread.join()
-
-
-def judge(table: Any, lead: int) -> tuple[int, int, float]:
-    """Return empty rings, those of them that the control does not excuse, and the control's late share.
-
-    An empty ring is excused if the control woke more than a period late while the ring ran down: within the lead
-    before it, or in the period in which it was seen.
-    """
-    period_ns = PERIOD_FRAMES * 10**9 // SAMPLERATE
-    window_ns = lead * 10**9 // SAMPLERATE + 2 * period_ns
-    late = table[:, 1] > period_ns
-    events = np.flatnonzero(np.diff(table[:, 2]) + np.diff(table[:, 3]) > 0) + 1
-    attributable = 0
-    for event in events:
-        near = (table[:, 0] >= table[event, 0] - window_ns) & (table[:, 0] <= table[event, 0] + period_ns)
-        attributable += not late[near].any()
-    return len(events), attributable, float(late.mean())
-
 
 def live_rows(folder: Path, options: Options) -> Iterator[Row]:
     """Two agents, two busy threads in the bridge, minutes of it; the clicks are looped back from out to in."""
@@ -628,7 +513,7 @@ def live_rows(folder: Path, options: Options) -> Iterator[Row]:
         reason = (
             f"{empty} in all, {minutes:g} min, lead {lead}, 2 agents, control late in {100 * late:.2f} % of periods"
         )
-        if not realtime or late > 0.01:
+        if not realtime or late > MOST_LATE:
             ok, reason = None, reason + "; " + ("no realtime rights" if not realtime else "the machine is too noisy")
         yield row(names[0], attributable, "rings", "0", ok, reason)
         error, clicks = looped_error(out)
@@ -706,18 +591,11 @@ def restart_rows(folder: Path, options: Options) -> Iterator[Row]:
         yield row(
             names[1], error_ms, "ms", "<= 3", error_ms <= 3, "session frames against the wall clock; a period is 2.7"
         )
-        steps_ms = np.diff(found[:, 5]) / 1e6
-        stalls = int((steps_ms > 1000 * LIVE_LEAD / SAMPLERATE).sum())
-        late = float((found[:, 1] > PERIOD_FRAMES * 10**9 // SAMPLERATE).mean())
-        ok = True if stalls == 0 else (None if late > 0.01 else False)
-        yield row(names[2], stalls, "stalls", "0", ok, f"turns longer than the lead; longest {steps_ms.max():.1f} ms")
-
-
-def wait_for(live: Any, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something holds."""
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until and live.poll():
-        time.sleep(0.02)
+        stalls = int((np.diff(found[:, 5]) > LIVE_LEAD * 10**9 // SAMPLERATE).sum())
+        late = float((found[:, 1] > PERIOD_NS).mean())
+        ok = True if stalls == 0 else (None if late > MOST_LATE else False)
+        longest = 1000 * longest_turn_seconds(found)
+        yield row(names[2], stalls, "stalls", "0", ok, f"turns longer than the lead; longest {longest:.1f} ms")
 
 
 # Models
