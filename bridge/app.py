@@ -49,8 +49,6 @@ FIRST_SOUND_SECONDS = 1.0
 CLOSING_SECONDS = 10.0
 STALLED_SECONDS = 2.0
 """An engine that stands still for so long does not answer; it makes a block every few milliseconds."""
-MEMORY_MB = 4096
-"""What each process of an agent may use where the session does not say."""
 
 
 def version() -> str:
@@ -123,7 +121,7 @@ def part_config(session: Session, agent: AgentTable) -> PartConfig:
 def lighter_ways(session: Session, agent: AgentTable) -> tuple[Lighter, ...]:
     """Return the lighter ways to play that an agent's entry lists; each says what differs from the entry itself."""
     ways = []
-    for way in getattr(agent, "lighter", ()):
+    for way in agent.lighter:
         keys = {name: way[name] for name in ("model", "corpus") if name in way}
         options = {name: value for name, value in way.items() if name not in keys}
         other = agent.model_copy(update=keys | {"options": agent.options | options})
@@ -317,7 +315,7 @@ class Live:
             header = take_header(config, version(), self.session.toml())
             recorder = RecorderConfig(str(self.folder), config, header)
             children.spawn("recorder", run_recorder, handle, recorder)
-        spares = bool(getattr(self.session.session, "spares", True))
+        spares = self.session.session.spares
         self._band = Supervisor(self.arena, self._members(), self._hands, self.respawns, spares=spares)
         self._band.start()
 
@@ -325,7 +323,7 @@ class Live:
         """Return the band as it is looked after."""
         config, members = self.config, []
         for part, agent in zip(config.parts, self.session.agents, strict=True):
-            memory_bytes = getattr(agent, "memory_mb", MEMORY_MB) * 2**20
+            memory_bytes = agent.memory_mb * 2**20
             worker = WorkerConfig(
                 part.agent, config.spec, tuple(self.names), config.tempo_map, part.grid_beats,
                 memory_bytes=memory_bytes,

@@ -227,6 +227,14 @@ def replay(
     _end(rendered)
 
 
+@app.command("report")
+def report_again(
+    take: Annotated[Path, typer.Argument(metavar="TAKE", help="Folder of a take.")],
+) -> None:
+    """Draw a take and write its report again: what was played, and how the time went."""
+    _show(take, None, draw=True)
+
+
 @app.command()
 def play(
     session: SessionFile,
@@ -616,7 +624,7 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw
     signal.signal(signal.SIGINT, heard)
     if folder is not None and live.closed_frames is not None:
         say(f"{folder}: {live.closed_frames / spec.samplerate:.1f} s kept")
-        _show(folder, None, draw=draw and not live.failed)
+        _show(folder, None, draw=draw)
     if live.failed:
         raise typer.Exit(MISUSED)
 

@@ -7,6 +7,7 @@ bridge has this done by a child (:mod:`bridge.gate`), as a session and a take na
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +26,11 @@ from realtime.foreign import shown
 from realtime.messages import decode
 from realtime.protocols import Agent, Block, Origin, SpanRequest, StreamSpec
 from realtime.scheduler import SUPERSEDED, Reply
-from realtime.worker import AgentConfig, AgentRunner, InlinePort, RingHeard, build_agent
+from realtime.worker import AGENTS, AgentConfig, AgentRunner, InlinePort, RingHeard, build_agent
 
 if TYPE_CHECKING:
     from bridge.recorder import TakeReader
+    from realtime.replay import Script
     from realtime.scheduler import Timing
 
 OFFLINE_LEAD = 1024
@@ -279,10 +281,12 @@ def replay(
     *,
     progress: Progress = lambda done, total: None,
     doing: Doing = lambda what: None,
+    own: bool = False,
 ) -> Rendered:
     """Play a take again from its input and its lines, and write it into ``out``.
 
-    Its stems are not read for it; they are compared with the new ones in the end.
+    Its stems are not read for it; they are compared with the new ones in the end. A take may be anybody's, so it can
+    name the kinds of agent that a session can, and no others, unless it is our ``own``: of a benchmark's agents.
 
     Raises
     ------
@@ -299,8 +303,11 @@ def replay(
     with _sense_in(take.folder):
         config = decode(EngineConfig, take.header["engine"])
         _check_bounds(config, take)
+        if not own:
+            _check_kinds(config)
         config = replace(config, spec=replace(config.spec, blocksize=OFFLINE_BLOCKSIZE))
         forced = Script.read(take.lines)
+        config = _as_admitted(config, forced)
         _check_requests(take)
         lines: list[dict[str, object]] = []
         engine = inline_band(
@@ -315,6 +322,28 @@ def replay(
         again = new_take(Path(out), config, {key: take.header[key] for key in take.header if key not in _FRESH})
         done = _run(engine, again, lines, lambda frames: next(heard), take.frames, progress)
         return done if done.interrupted else replace(done, stems=verdicts(take, TakeReader(done.folder)))
+
+
+def _check_kinds(config: EngineConfig) -> None:
+    """Refuse a class of the take's choice: to build one is to run it."""
+    for part in config.parts:
+        if part.agent.kind not in AGENTS:
+            raise ValueError(
+                f"its agent {part.agent.name!r} is of kind {shown(part.agent.kind)}; there are "
+                f"{', '.join(sorted(AGENTS))}; was it edited?"
+            )
+
+
+def _as_admitted(config: EngineConfig, script: Script) -> EngineConfig:
+    """Return the band as it played: an agent that did not fit the machine went on in a lighter way."""
+    options = {command.target: json.loads(command.name) for _, command in script.commands if command.do == "lighter"}
+    parts = [
+        replace(part, agent=replace(part.agent, options=options.get(part.agent.name, part.agent.options)))
+        for part in config.parts
+    ]
+    if not all(isinstance(part.agent.options, dict) for part in parts):
+        raise ValueError("a 'lighter' command without a table of options; was it edited?")
+    return replace(config, parts=tuple(parts))
 
 
 def _check_bounds(config: EngineConfig, take: TakeReader) -> None:

@@ -169,6 +169,7 @@ class Head(_Table):
 
     name: str = key("untitled", "1 to 64 characters on one line", pattern=r"^[^\x00-\x1f\x7f/\\]{1,64}$")
     seed: int = key(0, "a whole number from 0", "every chance in a session is drawn from it", ge=0, lt=2**63)
+    spares: bool = key(True, "true or false")
 
 
 class StreamTable(_Table):
@@ -278,6 +279,11 @@ class AgentTable(_Table):
         0.0, "seconds to answer in, to 60, or 0 for measured", "did you give milliseconds?", ge=0, le=60
     )
     options: Options = key({}, "a table of plain values, as in options = { continuity = 0.8 }")
+    lighter: tuple[Options, ...] = key(
+        (), "up to 8 tables of what to change, as in [{ model = '' }]", "one table stands in brackets too",
+        strict=False, max_length=8,
+    )  # fmt: skip
+    memory_mb: int = key(4096, "megabytes its process may use, 256 to 1048576", "did you give GB?", ge=256, le=2**20)
 
 
 class TakeTable(_Table):
@@ -921,6 +927,8 @@ kind = "echo"           # "corpus" re-orders recordings, "echo" plays the heard 
 # outputs = []
 # budget_seconds = 0.0  # time to answer; 0 is measured live, 0.25 offline
 # options = {}          # the kind's own, for a corpus say { max_continuity = 4, taboo = 16 }
+# lighter = []          # what to change where this machine is too slow for it, best first, say [{ model = "" }]
+# memory_mb = 4096      # what its process may use; one that wants more is replaced
 """
 
 _TEMPLATE = f"""\
@@ -930,6 +938,7 @@ _TEMPLATE = f"""\
 [session]
 name = "untitled"
 seed = 0                # every chance is drawn from it; another number, other choices
+spares = true           # live, a second process for each agent stands by and takes over if the first one dies
 
 [stream]
 device = ""             # a part of the device's name; "" is the default device, "null" plays without one

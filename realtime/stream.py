@@ -306,7 +306,7 @@ class DeviceStream:
             process.hear(self._input.read(process.heard, min(end, process.heard + _HEAR_FRAMES)))
 
     def _mix(self, process: Process, now: int) -> bool:
-        """Mix at least ``lead`` frames ahead, a bounded number of blocks at a time; return whether more is due at once.
+        """Mix at least ``lead`` frames ahead, a bounded number of blocks a turn; return whether more is due at once.
 
         Whole blocks only: a piece of one would cost the mixer as much.
         """

@@ -90,8 +90,8 @@ def test_late_finals_are_judged_where_the_model_keeps_its_share(
 def test_what_a_process_holds_is_seen() -> None:
     memory = importlib.import_module("bench_memory")
     before = memory.anonymous_kb(os.getpid())
-    held = np.ones(20 << 20, np.uint8)
-    assert memory.anonymous_kb(os.getpid()) - before == pytest.approx(20 * 1024, abs=2048)
+    held = np.ones(200 << 20, np.uint8)  # more than the allocator may have kept from before
+    assert memory.anonymous_kb(os.getpid()) - before == pytest.approx(200 * 1024, abs=8192)
     assert len(held)
     assert memory.anonymous_kb(1 << 30) is None
 

@@ -79,3 +79,18 @@ def test_who_is_at_work_is_told_when_it_is_another(take: Path, tmp_path: Path) -
     done = replay(take, tmp_path / "again", doing=told.append)
     assert told == [str(take), "agent 'echo'"]
     assert done.stems == {"echo": "identical"}
+
+
+@pytest.mark.parametrize("kind", ["bridge.recorder:TakeWriter", "antigravity:x", "os:system", "choir"])
+def test_a_take_names_no_class_of_its_own(take: Path, tmp_path: Path, kind: str) -> None:
+    folder = edited(take, tmp_path / "edited", engine(lambda e: e["parts"][0]["agent"].update(kind=kind)))
+    with pytest.raises(ValueError, match=r"is of kind .*there are corpus, echo"):
+        replay(folder, tmp_path / "again")
+
+
+def test_who_played_in_a_lighter_way_is_replayed_in_that_way(take: Path, tmp_path: Path) -> None:
+    command = {"do": "lighter", "target": "echo", "name": json.dumps({"nothing": 1})}
+    line = {"type": "command", "frame": 0, "command": command}
+    folder = edited(take, tmp_path / "edited", lambda lines: lines.insert(3, line))
+    with pytest.raises(ValueError, match="takes no 'nothing'"):
+        replay(folder, tmp_path / "again")

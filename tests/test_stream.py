@@ -208,7 +208,9 @@ def test_more_is_mixed_ahead_for_a_device_that_asks_for_it(arena: Arena, extra: 
     _, _, seen = run_device(world, arena, 1.0)
     ahead = {mixed - frame for _, frame, mixed in seen[200:800]}
     assert ahead
-    assert all(SPEC.lead + extra <= frames < SPEC.lead + extra + SPEC.blocksize for frames in ahead), "in whole blocks"
+    assert all(SPEC.lead + extra <= frames < SPEC.lead + extra + SPEC.blocksize for frames in ahead), (
+        "in whole blocks"
+    )
 
 
 def test_null_stream_counts_what_was_due_before_it_was_mixed(arena: Arena) -> None:

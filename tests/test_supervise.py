@@ -37,8 +37,8 @@ MB = 2**20
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux shows it")
 def test_a_process_s_own_memory_is_seen() -> None:
     before = own_memory_bytes(os.getpid())
-    held = np.ones(64 * MB, np.uint8)
-    assert own_memory_bytes(os.getpid()) > before + 60 * MB
+    held = np.ones(256 * MB, np.uint8)
+    assert own_memory_bytes(os.getpid()) > before + 200 * MB
     assert held.all()
     assert own_memory_bytes(None) == 0
 
@@ -226,7 +226,7 @@ class Played:
     def __init__(
         self, folder: Path | None, agents: dict[str, dict[str, object]], budget_seconds: float = 0.1
     ) -> None:
-        head = f'kind = "echo"\ngrid_beats = 1\nbudget_seconds = {budget_seconds}\n'
+        head = f'kind = "echo"\ngrid_beats = 1\nbudget_seconds = {budget_seconds}\nmemory_mb = 256\n'
         entries = [f'[[agents]]\nname = "{name}"\n{head}' for name in agents]
         self.told: list[str] = []
         self.warned: list[str] = []
@@ -297,7 +297,6 @@ def test_a_killed_and_a_stopped_process_are_replaced_with_their_state(tmp_path: 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is seen on Linux only")
 def test_whoever_goes_wrong_is_replaced_and_whoever_does_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.supervise.usable_cores", lambda: 64)
-    monkeypatch.setattr("bridge.app.MEMORY_MB", 250)
     modes = ("raise", "nan", "short", "hang", "exit", "grow", "late")
     played = Played(None, {mode: {"mode": mode, "after": 4} for mode in modes} | {"steady": {}})
     with played.live as live:

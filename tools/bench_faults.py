@@ -292,7 +292,7 @@ def replayed(take: Any, out: Path, seconds: float = REPLAY_SECONDS) -> tuple[lis
         if time.monotonic() > end and done < total:
             raise KeyboardInterrupt  # as a user would end it: what was made is kept
 
-    done = replay(take.folder, out, progress=enough)
+    done = replay(take.folder, out, progress=enough, own=True)
     if done.interrupted and time.monotonic() < end:
         raise KeyboardInterrupt  # that was the user
     return different_stems(take, TakeReader(out), done.frames), done.frames

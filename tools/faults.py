@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.supervise import FAULTY_ANSWERS, LATE_SPANS
+from bridge.watch import FAULTY_ANSWERS, LATE_SPANS
 from realtime.agents.echo import EchoAgent
 from realtime.buffers import Arena, Layout, checksum
 from realtime.clock import TempoMap
