@@ -7,11 +7,13 @@ those who are timed before :func:`realtime.admission.admit`, and carries the ver
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
@@ -29,6 +31,9 @@ MEMORY_EVERY = 5
 """Looks from one look at the memory to the next: the system takes its time to tell."""
 ADMISSION_SECONDS = 10.0
 """So long the band waits for its slowest; who is timed later is judged beside those who play."""
+FIGURES = ("final_seconds", "speculative_seconds", "continuation_seconds", "usual_seconds", "budget_seconds")
+LONGEST_FIGURE_SECONDS = 3600.0
+"""A process can leave any number in its status block, and what is computed with has to be one that can be."""
 
 
 class Worker(Protocol):
@@ -45,7 +50,7 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _NeverBorn:
-    """Stands for a process that the system did not start."""
+    """Stands for a process that the system did not start; it is seen once, as one that has ended."""
 
     pid: int | None = None
     sentinel: int = -1
@@ -59,7 +64,7 @@ class Hands(Protocol):
     """What the supervisor cannot do itself. Called from its thread, but for the first processes."""
 
     def spawn(self, config: WorkerConfig) -> Worker:
-        """Start one of an agent's processes; ``OSError`` if the system does not."""
+        """Start one of an agent's processes; any error if the system does not."""
 
     def forget(self, config: WorkerConfig) -> None:
         """Let go of a process that has ended."""
@@ -68,7 +73,7 @@ class Hands(Protocol):
         """Wake whoever stands by for an agent."""
 
     def send(self, command: Command) -> bool:
-        """Hand a command to the engine."""
+        """Hand a command to the engine; return whether there was room for it."""
 
     def say(self, text: str, *, bad: bool) -> None:
         """Keep a sentence for the user."""
@@ -98,6 +103,8 @@ class Member:
         What it was admitted with, ``None`` until it is.
     processes
         Those there are, by generation.
+    todo
+        Orders that are not carried out yet.
     """
 
     config: WorkerConfig
@@ -105,6 +112,7 @@ class Member:
     lighter: tuple[Lighter, ...] = ()
     cost: Cost | None = None
     processes: dict[int, Worker] = field(default_factory=dict)
+    todo: deque[Order] = field(default_factory=deque)
 
     @property
     def name(self) -> str:
@@ -175,6 +183,8 @@ class Supervisor:
         self.nobody = ""
         self._judge_ns = 0
         self._looks = 0
+        self._unsent: dict[tuple[str, str], Command] = {}  # by what and for whom: the latest is what holds
+        self._told: set[str] = set()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -222,7 +232,9 @@ class Supervisor:
             self._hands.say(text, bad=False)
         self._judge_ns = now_ns + round(ADMISSION_SECONDS * 1e9)
         for one in self._members:
-            self._obey(one, self._watches[one.name].begin())
+            one.todo.extend(self._watches[one.name].begin())
+            with self._going_on(f"agent {one.name!r}"):
+                self._obey(one)
 
     def stop(self) -> None:
         """End the thread: from now on nobody is replaced."""
@@ -240,40 +252,60 @@ class Supervisor:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            living = [
-                process.sentinel
-                for one in self._members
-                for process in one.processes.values()
-                if process.exitcode is None
-            ]
-            if living:
+            self._wait()
+            with self._going_on("the band"):
+                self.look(time.monotonic_ns())
+
+    def _wait(self) -> None:
+        """Wait until a process ends, or it is time for the next look."""
+        processes = [process for one in self._members for process in one.processes.values()]
+        with contextlib.suppress(OSError, ValueError):  # what cannot be waited for is looked at all the same
+            if living := [process.sentinel for process in processes if process.exitcode is None]:
                 connection.wait(living, TICK_SECONDS)
-            else:
-                self._ending.wait(TICK_SECONDS)
-            self.look(time.monotonic_ns())
+                return
+        self._ending.wait(TICK_SECONDS)
+
+    @contextlib.contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Go on whatever goes wrong, and say so once for each that is looked after."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others have to be looked after
+            if what not in self._told:
+                self._told.add(what)
+                text = f"looking after {what} went wrong ({type(error).__name__}: {error}); it is tried again"
+                self._hands.say(text, bad=True)
 
     def look(self, now_ns: int) -> None:
         """Look at everybody once, and do what is to be done."""
-        rows = self._arena["ledger"]
+        rows = self._arena["ledger"].copy().tolist()
         self._looks += 1
-        for index, one in enumerate(self._members):
-            watch = self._watches[one.name]
-            weigh = self._looks % MEMORY_EVERY == 0
-            seen = {generation: self._see(one, generation, weigh=weigh) for generation in list(one.processes)}
-            ledger = dict(zip(LEDGER, (int(value) for value in rows[index]), strict=True))
-            orders = watch.look(now_ns, seen, ledger, may_spawn=not self._a_spare_loads())
-            for generation, found in seen.items():
-                if found.exitcode is not None:
-                    self._forget(one, generation)
-            self._obey(one, orders)
-            self._respawns += watch.respawns
-            watch.respawns.clear()
-        self._admit(now_ns)
+        self._send()
+        for one, row in zip(self._members, rows, strict=True):
+            with self._going_on(f"agent {one.name!r}"):
+                self._look_at(one, now_ns, dict(zip(LEDGER, row, strict=True)))
+        with self._going_on("who may play"):
+            self._admit(now_ns)
+
+    def _look_at(self, one: Member, now_ns: int, ledger: Mapping[str, int]) -> None:
+        self._obey(one)  # what went wrong the last time comes first
+        watch = self._watches[one.name]
+        weigh = self._looks % MEMORY_EVERY == 0
+        seen = {generation: self._see(one, generation, weigh=weigh) for generation in list(one.processes)}
+        one.todo.extend(watch.look(now_ns, seen, ledger, may_spawn=not self._a_spare_loads()))
+        self._respawns += watch.respawns
+        watch.respawns.clear()
+        for generation, found in seen.items():
+            if found.exitcode is not None:
+                self._forget(one, generation)
+        self._obey(one)
 
     def _see(self, one: Member, generation: int, *, weigh: bool = False) -> Seen:
         process = one.processes.get(generation)
         if process is None:
             return Seen(exitcode=0)
+        if isinstance(process, _NeverBorn):
+            return Seen(process.exitcode, born=False)
         exitcode = process.exitcode  # looked at first: what it said before its end is there by then
         status = self._statuses[one.name][generation % 2].read()
         if status["pid"] != process.pid or status["generation"] != generation:
@@ -289,30 +321,49 @@ class Supervisor:
                 return True
         return False
 
-    def _obey(self, one: Member, orders: Sequence[Order]) -> None:
-        for order in orders:
-            if order.do == "kill" and order.generation in one.processes:
-                one.processes[order.generation].kill()
-            elif order.do == "spawn":
-                self._spawn(one, order)
-            elif order.do == "seat":
-                self._seats[one.name][ON_DUTY] = order.generation
-                self._hands.call(one.name)
-            elif order.do == "quarantine":
-                self._hands.send(Command("quarantine", one.name))
-            elif order.do == "warn":
-                self._hands.say(order.text, bad=True)
+    def _obey(self, one: Member) -> None:
+        """Carry out what is to be done; an order that fails is left for the next look, with those after it."""
+        while one.todo:
+            self._carry_out(one, one.todo[0])
+            one.todo.popleft()
+
+    def _carry_out(self, one: Member, order: Order) -> None:
+        if order.do == "kill" and order.generation in one.processes:
+            one.processes[order.generation].kill()
+        elif order.do == "spawn":
+            self._spawn(one, order)
+        elif order.do == "seat":
+            self._seats[one.name][ON_DUTY] = order.generation
+            self._hands.call(one.name)
+        elif order.do == "quarantine":
+            self._send(Command("quarantine", one.name))
+        elif order.do == "warn":
+            self._hands.say(order.text, bad=True)
+
+    def _send(self, *commands: Command) -> None:
+        """Hand commands to the engine; what its queue has no room for is kept until the next look."""
+        self._unsent |= {(command.do, command.target): command for command in commands}
+        for key, command in list(self._unsent.items()):
+            with self._going_on(f"what the engine is told of agent {command.target!r}"):
+                if self._hands.send(command):
+                    del self._unsent[key]
 
     def _spawn(self, one: Member, order: Order) -> None:
         config = replace(one.config, generation=order.generation, measure=order.measure)
         if (left := one.processes.get(order.generation)) is not None:  # one that was killed standing by
             left.kill()
             self._forget(one, order.generation)
+        unborn = f"the birth of agent {one.name!r}"
         try:
             one.processes[order.generation] = self._hands.spawn(config)
-        except OSError as error:
+            self._told.discard(unborn)
+        except Exception as error:  # noqa: BLE001 - whatever kept it from being born, it is tried again
             one.processes[order.generation] = _NeverBorn()
-            self._hands.say(f"a process for agent {one.name!r} could not be started: {error.strerror}", bad=True)
+            if unborn not in self._told:
+                self._told.add(unborn)
+                why = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
+                text = f"a process for agent {one.name!r} could not be started: {why}"
+                self._hands.say(f"{text}; it is tried again, ever more rarely", bad=True)
 
     def _forget(self, one: Member, generation: int) -> None:
         del one.processes[generation]
@@ -324,25 +375,32 @@ class Supervisor:
         """Judge those who are timed: together with all who are not yet, or without them if they take too long."""
         playing = [one for one in self._members if not self._watches[one.name].resting]
         waiting = [one for one in playing if one.cost is None]
-        costs = {one.name: cost for one in waiting if (cost := self._timed(one)) is not None}
+        costs = {one.name: cost for one in waiting if (cost := self._timed(one, now_ns)) is not None}
         if not costs or (len(costs) < len(waiting) and now_ns < self._judge_ns):
             return
         self._judge_ns = now_ns + round(ADMISSION_SECONDS * 1e9)
         band = [one.candidate(costs.get(one.name)) for one in playing]
         for one, verdict in zip(playing, admit(band, self._bars, self._cores), strict=True):
             if one in waiting:
-                self._act_on(one, verdict, costs.get(one.name), now_ns)
+                with self._going_on(f"agent {one.name!r}"):
+                    self._act_on(one, verdict, costs.get(one.name), now_ns)
         if all(self._watches[one.name].resting == "refused" for one in self._members):
             self.nobody = "nobody is left to play: this machine is too slow for each agent of the session"
 
-    def _timed(self, one: Member) -> Cost | None:
-        """Return what an agent's process that was timed and stands by has found."""
-        duty = self._watches[one.name].duty
-        if self._see(one, duty).state != STATE_MEASURED:
+    def _timed(self, one: Member, now_ns: int) -> Cost | None:
+        """Return what an agent's process that was timed and stands by has found; one that found nonsense has failed."""
+        watch = self._watches[one.name]
+        if self._see(one, watch.duty).state != STATE_MEASURED:
             return None
-        status = self._statuses[one.name][duty % 2].read()
-        usual = status.get("usual_seconds", 0.0)
-        return Cost(status["final_seconds"], status["speculative_seconds"], status["continuation_seconds"], usual)
+        status = self._statuses[one.name][watch.duty % 2].read()
+        for name in FIGURES:
+            if not 0.0 <= status[name] <= LONGEST_FIGURE_SECONDS:  # nor is NaN
+                wrong = f"{name} is {status[name]:g}, where 0 to {LONGEST_FIGURE_SECONDS:.0f} can be"
+                text = f"agent {one.name!r} was timed wrongly: {wrong}"
+                one.todo.extend(watch.fail(now_ns, "figures", text))
+                self._obey(one)
+                return None
+        return Cost(*(status[name] for name in FIGURES[:4]))
 
     def _act_on(self, one: Member, verdict: Verdict, cost: Cost | None, now_ns: int) -> None:
         watch = self._watches[one.name]
@@ -360,11 +418,12 @@ class Supervisor:
         if verdict.grid_beats != one.config.grid_beats:
             one.config = replace(one.config, grid_beats=verdict.grid_beats)
             watch.pace(_longest_span_seconds(one.config))
-            self._hands.send(Command("grid", one.name, name=str(verdict.grid_beats)))
+            self._send(Command("grid", one.name, name=str(verdict.grid_beats)))
         if verdict.decision is Decision.LIGHTER:
             way = json.dumps(one.go_lighter(), ensure_ascii=False, default=str)
-            self._hands.send(Command("lighter", one.name, name=way))  # so that the take tells who played
-        self._obey(one, watch.start_over(now_ns))
+            self._send(Command("lighter", one.name, name=way))  # so that the take tells who played
+        one.todo.extend(watch.start_over(now_ns))
+        self._obey(one)
 
 
 def _longest_span_seconds(config: WorkerConfig) -> float:

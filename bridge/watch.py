@@ -16,6 +16,7 @@ faulty         three answers in a row that cannot be played      killed, the spa
 slow           eight spans in a row late                         killed, the spare takes over
 three strikes  three of these in a row before a good answer      quarantine
 refuses files  the first process says so                         it rests, and the others play
+never born     the system starts no process                      no strike; tried again, ever more rarely
 ============== ================================================= =================================
 
 Time in which nobody looked counts for nothing: what stood still then may only have had no turn.
@@ -41,8 +42,10 @@ LATE_SPANS, MOST_LATE_SPANS = 8, 512
 RECOVERED_SECONDS = 60.0
 """A process that is in time for so long is not slow."""
 STRIKES = 3
-SPARE_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
-"""Before a spare that has died is replaced; doubled each time."""
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+"""Before a spare that has died is replaced, or one that was never born is tried again; doubled each time."""
+SOUND_SECONDS = 60.0
+"""A spare that has stood by for so long is not one that dies at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Seen:
         From its status block; it is loading as long as it has not said anything.
     memory_bytes
         Memory of its own, 0 where that was not seen.
+    born
+        Whether the system did start it.
     """
 
     exitcode: int | None = None
@@ -64,6 +69,7 @@ class Seen:
     heartbeat_ns: int = 0
     busy_since_ns: int = 0
     memory_bytes: int = 0
+    born: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,18 @@ class _Still:
         return self.seconds
 
 
+class _Pause:
+    """A pause that is doubled each time, up to a bound."""
+
+    def __init__(self) -> None:
+        self._seconds = PAUSE_SECONDS
+
+    def next(self) -> float:
+        """Return how long the pause is this time."""
+        seconds, self._seconds = self._seconds, min(LONGEST_PAUSE_SECONDS, 2 * self._seconds)
+        return seconds
+
+
 class Watch:
     """Decides for one agent. One thread; never waits.
 
@@ -164,10 +182,11 @@ class Watch:
         self._killed: set[int] = set()
         self._beat, self._work, self._load = _Still(), _Still(), _Still()
         self._spare_beat, self._spare_load = _Still(), _Still()
+        self._row: Mapping[str, int] = {}  # the ledger's at the look before, if it was of this generation
         self._late_spans = LATE_SPANS
         self._in_time_seconds = 0.0
-        self._pause_seconds = SPARE_PAUSE_SECONDS
-        self._spare_in_seconds = 0.0
+        self._birth_pause, self._birth_in_seconds = _Pause(), 0.0
+        self._spare_pause, self._spare_in_seconds = _Pause(), 0.0
         self._spare_told = False
         self._before_ns: int | None = None
 
@@ -214,6 +233,13 @@ class Watch:
         self._failure = _Failure("changed", "", now_ns, planned=True)
         return self._kill(self.duty)
 
+    def fail(self, now_ns: int, cause: str, text: str) -> list[Order]:
+        """Give up the process on duty, for what only others can see; another is timed."""
+        if self._failure is not None:
+            return []
+        self._failure, self._timed = _Failure(cause, text, now_ns), False
+        return self._kill(self.duty)
+
     def state(self, seen: Seen | None) -> str:
         """Say in a word how the agent stands."""
         if self.resting:
@@ -230,21 +256,36 @@ class Watch:
     ) -> list[Order]:
         one = seen.get(self.duty)
         if one is None:
+            return self._bear(seconds)
+        if not one.born:
+            self._birth_in_seconds = self._birth_pause.next()
             return []
+        self._birth_pause = _Pause()
         self.armed = one.exitcode is None and one.state == STATE_ARMED
-        self._timed |= one.state in (STATE_MEASURED, STATE_ARMED)
+        self._timed |= _loaded(one) and self._failure is None
         if one.exitcode is not None:
             return self._gone(one, now_ns, ledger, seen)
         if self._failure is not None:
             return []  # it was killed, and is not gone yet
         if self.armed:
             self._serves(now_ns)
-        row = ledger if ledger["generation"] == self.duty else dict.fromkeys(ledger, 0)
-        found = self._trouble(one, seconds, row)
+        found = self._trouble(one, seconds, self._agreed(ledger))
         if found is None:
             return []
         self._failure = _Failure(*found, now_ns)
         return self._kill(self.duty)
+
+    def _bear(self, seconds: float) -> list[Order]:
+        """Try again, in a while, to start one that the system did not start."""
+        self._birth_in_seconds -= seconds
+        if self._birth_in_seconds > 0:
+            return []
+        return [Order("spawn", self.duty, measure=not self._timed)]
+
+    def _agreed(self, ledger: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what two looks in a row agree on: one may have come while the engine wrote of a new generation."""
+        before, self._row = self._row, dict(ledger) if ledger["generation"] == self.duty else {}
+        return {name: min(count, before.get(name, 0)) if self._row else 0 for name, count in ledger.items()}
 
     def _serves(self, now_ns: int) -> None:
         self._ever_armed = True
@@ -254,16 +295,16 @@ class Watch:
 
     def _trouble(self, one: Seen, seconds: float, row: Mapping[str, int]) -> tuple[str, str] | None:
         """Return the cause and the words if the process on duty has to go."""
-        loading = self._load.look((self.duty, one.state), seconds) if one.state == STATE_LOADING else 0.0
+        loading = self._load.look(_loaded(one), seconds)
         quiet = self._beat.look((self.duty, one.heartbeat_ns, one.busy_since_ns), seconds)
         busy = self._work.look((self.duty, one.busy_since_ns), seconds) if one.busy_since_ns else 0.0
         late = self._is_late(row, seconds)
-        if loading > LOADING_SECONDS:
+        if loading > LOADING_SECONDS and not _loaded(one):
             return "loading", f"agent {self.name!r} has not loaded within {LOADING_SECONDS:.0f} s"
         if busy > self._hang_seconds:
             return "hang", f"agent {self.name!r} has worked at one answer for {busy:.1f} s"
         patience = STOPPED_SECONDS if one.state == STATE_ARMED else STANDBY_STOPPED_SECONDS
-        if one.state in (STATE_ARMED, STATE_MEASURED) and not one.busy_since_ns and quiet > patience:
+        if _loaded(one) and not one.busy_since_ns and quiet > patience:
             return "stopped", f"agent {self.name!r} has shown no sign of life for {quiet:.1f} s"
         if self._memory_bytes and one.memory_bytes > self._memory_bytes:
             used = f"uses {_mb(one.memory_bytes)} of memory, where {_mb(self._memory_bytes)} are allowed"
@@ -314,6 +355,7 @@ class Watch:
         self._killed.discard(self.duty)
         self._beat, self._work, self._load = _Still(), _Still(), _Still()
         self._spare_beat, self._spare_load = _Still(), _Still()
+        self._row = {}
         seat = Order("seat", self.duty)
         return [seat] if ready else [Order("spawn", self.duty, measure=not self._timed), seat]
 
@@ -345,13 +387,15 @@ class Watch:
             return []
         if one.exitcode is not None:
             return self._spare_gone(one)
-        loading = self._spare_load.look((self.standing_by, one.state), seconds) if one.state == STATE_LOADING else 0.0
+        ready = one.state == STATE_MEASURED
+        so_far = self._spare_load.look(ready, seconds)
         quiet = self._spare_beat.look((self.standing_by, one.heartbeat_ns), seconds)
-        if one.state == STATE_MEASURED:
-            self._pause_seconds = SPARE_PAUSE_SECONDS
-        stopped = one.state == STATE_MEASURED and quiet > STANDBY_STOPPED_SECONDS
+        if ready and so_far > SOUND_SECONDS:
+            self._spare_pause = _Pause()
+        unready = not ready and so_far > LOADING_SECONDS
+        stopped = ready and quiet > STANDBY_STOPPED_SECONDS
         too_large = bool(self._memory_bytes) and one.memory_bytes > self._memory_bytes
-        if self.standing_by not in self._killed and (loading > LOADING_SECONDS or stopped or too_large):
+        if self.standing_by not in self._killed and (unready or stopped or too_large):
             return self._kill(self.standing_by)
         return []
 
@@ -361,9 +405,8 @@ class Watch:
         self._killed.discard(self.standing_by)
         self.standing_by = None
         self._spare_beat, self._spare_load = _Still(), _Still()
-        self._spare_in_seconds = self._pause_seconds
-        self._pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * self._pause_seconds)
-        if self._spare_told:
+        self._spare_in_seconds = self._spare_pause.next()
+        if self._spare_told or not one.born:  # who tried to start it says that
             return []
         self._spare_told = True
         what = "could not be loaded" if one.state == STATE_FAILED else how(one.exitcode)
@@ -374,6 +417,11 @@ class Watch:
         orders = [Order("kill", number) for number in generations if number not in self._killed]
         self._killed.update(generations)
         return orders
+
+
+def _loaded(one: Seen) -> bool:
+    """Whether a process says that it is; any other word it may have left there is none."""
+    return one.state in (STATE_MEASURED, STATE_ARMED)
 
 
 def how(exitcode: int | None) -> str:

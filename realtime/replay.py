@@ -47,12 +47,15 @@ class Script:
         ValueError
             If a line lacks what its type has, or it makes no sense, naming the line's type and what is wrong.
         """
-        requests, replies, commands = {}, {}, []
+        requests: dict[Key, Mapping[str, Any]] = {}
+        replies: dict[Key, Mapping[str, Any]] = {}
+        commands = []
         for line in lines:
             kind = line.get("type", "?")
             try:
                 if line["type"] == "request":
                     requests[_key(line)] = line
+                    replies.pop(_key(line), None)  # what was answered before was another asking
                     _whole(line, "posted"), _whole(line, "context_end")
                 elif kind == "reply":
                     replies[_key(line)] = line

@@ -32,10 +32,17 @@ from realtime.protocols import Action, Chord, Clip, Log, Origin, Plan, Span, Spa
 from realtime.voice import NEVER, Material, Voice, place_clip
 
 SPECULATIVE, FINAL, CONTINUATION = 0, 1, 2
+LEAST_BEATS = Fraction(1, 8)
+"""What would be left of a bar and is shorter belongs to the span before: no answer fits into it."""
 ACTIONS_KEPT = 64
+STRAYS_TOLD = 4
+"""Answers that nobody waits for are written down so often in one frame; all are counted."""
+LONGEST_SECONDS = 3600.0
+"""No agent says in earnest that it took longer."""
 QUESTIONS_KEPT = 64
 """So many questions back, an answer is late and not one that nobody asked for."""
 REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION, RUNG_LAST_BAR, RUNG_FADE = range(6)
+TOO_LONG = "a question longer than its place"
 NO_SLOT, QUEUE_FULL = "no free clip slot", "request queue full"
 """Why a question cannot be sent to an agent that does not keep up; a span that is asked for in vain is late."""
 SUPERSEDED = "superseded"
@@ -76,8 +83,8 @@ class Port(Protocol):
     def generation(self) -> int:
         """How often the agent's process has been replaced."""
 
-    def renew(self) -> None:
-        """Take up the present generation: what was asked of the former and not answered will not come."""
+    def renew(self) -> int:
+        """Take up the present generation and return it: what the former has not answered will not come."""
 
     def budget_frames(self) -> int:
         """How long the agent takes for a span at most, with hand-over, as known now."""
@@ -157,6 +164,7 @@ class Turn:
     """One span of one agent and what has become of it."""
 
     span: Span
+    grid: Fraction = Fraction(0)
     start: int = 0
     frames: int = 0
     beat_frames: tuple[int, ...] = ()
@@ -186,11 +194,21 @@ class Turn:
 
 def next_span(span: Span | None, grid: Fraction, tempo_map: TempoMap, first_bar: int = 0) -> Span:
     """Return the span after ``span`` on a grid of ``grid`` beats, 0 for whole bars; a bar's last may be shorter."""
+    return _span_at(*_after(span, tempo_map, first_bar), grid, tempo_map)
+
+
+def _after(span: Span | None, tempo_map: TempoMap, first_bar: int) -> tuple[int, Fraction]:
     bar, beat = (first_bar, Fraction(0)) if span is None else (span.bar, span.beat + span.beats)
     if span is not None and beat >= tempo_map.bar_beats(bar):
         bar, beat = bar + 1, Fraction(0)
+    return bar, beat
+
+
+def _span_at(bar: int, beat: Fraction, grid: Fraction, tempo_map: TempoMap) -> Span:
+    """Return the span that begins there; what would be left of the bar after it is no crumb."""
     left = tempo_map.bar_beats(bar) - beat
-    return Span(bar, beat, min(grid, left) if grid else left)
+    beats = min(grid, left) if grid else left
+    return Span(bar, beat, left if left - beats < LEAST_BEATS else beats)
 
 
 def span_seed(session_seed: int, agent: str, span: Span) -> int:
@@ -311,7 +329,7 @@ class Part:
         self._grid, self._first_bar, self._seed, self._chart, self._log = grid, first_bar, seed, chart, log
         self._beyond: Turn | None = None  # the span after the coming one, while only its continuation is asked for
         self._good: Turn | None = None  # the last turn in which an answer of the agent sounded
-        self._gone: list[Turn] = []  # turns whose sound may still be in a crossfade; let go at the next decision
+        self._gone: list[tuple[Turn, int]] = []  # turns that are over, and from when on nothing of them sounds
         self._actions: deque[Action] = deque(maxlen=ACTIONS_KEPT)
         self._questions: deque[tuple[int, Fraction, int]] = deque(maxlen=QUESTIONS_KEPT)
         self._generation = port.generation()
@@ -319,6 +337,7 @@ class Part:
         self._faulty_in_a_row = self._good_answers = 0
         self._margins = dict.fromkeys(("heard", "request", "ready", "mixed"), 0)
         self._least_margin = NEVER
+        self._strays, self._stray_at = 0, -1
 
     # What the engine asks
 
@@ -384,21 +403,21 @@ class Part:
 
     def ledger(self) -> list[int]:
         """Return how the part stands: :data:`LEDGER`."""
-        return [
+        row = [
             *(self.rungs.get(rung, 0) for rung in range(RUNG_FADE + 1)),
             self.current.rung if self.current is not None else -1,
             self.faults, self._finals, self._late_finals, self._late_in_a_row, self._faulty_in_a_row,
             self._good_answers, self._generation, self.port.budget_frames(), *self._margins.values(),
             self._least_margin if self._least_margin < NEVER else 0,
         ]  # fmt: skip
+        return [max(-NEVER, min(number, NEVER)) for number in row]
 
     def retime(self, tempo_map: TempoMap, now: int) -> None:
         """Follow a new tempo map: what sounds is cut at its beats, and those still to come are placed anew."""
         if self.coming is not None:
-            grid = self._grid or tempo_map.bar_beats(self.coming.span.bar)
-            left = tempo_map.bar_beats(self.coming.span.bar) - self.coming.span.beat
             span = self.coming.span
-            self.coming.span = Span(span.bar, span.beat, min(grid, left) if left > 0 else span.beats)
+            if tempo_map.bar_beats(span.bar) > span.beat:
+                self.coming.span = _span_at(span.bar, span.beat, self.coming.grid, tempo_map)
             self.coming.settle(tempo_map)
         turn = self.current
         if turn is None or now >= turn.start + turn.frames:
@@ -428,7 +447,7 @@ class Part:
             if beyond is not None and beyond.span != span:  # the grid or the meter has changed since
                 self._release(beyond)
                 beyond = None
-            self.coming = beyond or Turn(span)
+            self.coming = beyond or Turn(span, self._grid)
             self.coming.settle(tempo_map)
         return self.coming
 
@@ -458,8 +477,14 @@ class Part:
         )
         due, due_context = max(0, timing.post_frame(self, turn, attempt)), timing.due_context(now)
         turn.asked[attempt] = Asked(request, now, due, request.context_end if due_context is None else due_context)
-        turn.asked[attempt].note = self.port.post(request)
-        if turn.asked[attempt].note:
+        note = self.port.post(request)
+        if note == TOO_LONG and actions:  # what was pressed is lost, and the question is not
+            self._actions.clear()
+            self._log({"type": "dropped", "frame": now, "agent": self.name, "why": "more was pressed than fits"})
+            request = replace(request, actions=())
+            turn.asked[attempt].request, note = request, self.port.post(request)
+        turn.asked[attempt].note = note
+        if note:
             return
         self._questions.append((turn.span.bar, turn.span.beat, attempt))
         if attempt == FINAL:
@@ -510,12 +535,13 @@ class Part:
         if final is not None and final.usable:
             if final.answer is None or self._beyond is not None:
                 return None, None
-            beyond = Turn(next_span(coming.span, self._grid, tempo_map))
+            beyond = Turn(next_span(coming.span, self._grid, tempo_map), self._grid)
             beyond.settle(tempo_map)
             return beyond, final.answer
         if current is None or current.used is None or CONTINUATION in coming.asked:
             return None, None
-        return (coming, current.used) if current.rung in PLAYED else (None, None)
+        in_time = current.used.arrived <= self.deadline(current)  # one who is late has no time to spare for this
+        return (coming, current.used) if current.rung in PLAYED and in_time else (None, None)
 
     def _collect(self, now: int) -> bool:
         """Take the replies that are in."""
@@ -575,7 +601,8 @@ class Part:
         for turn in (self.coming, self.current, self._beyond):
             if turn is not None and turn.is_for(reply):
                 asked = turn.asked.get(reply.attempt)
-                return turn, asked if asked is not None and asked.reply is None else None
+                waits = asked is not None and asked.reply is None and asked.request.span == reply.span
+                return turn, asked if waits else None
         return None, None
 
     def _stray(self, reply: Reply, now: int) -> None:
@@ -585,14 +612,16 @@ class Part:
             self.faults += 1
             self._faulty_in_a_row += 1
         why = reply.fault or ("its span is over or was answered" if late else "an answer that nobody asked for")
-        self._log({"type": "stray", **_place(reply.span), "agent": self.name, "attempt": reply.attempt,
-                   "arrived": now, "fault": why})  # fmt: skip
         self.port.release(reply)
+        self._strays = self._strays + 1 if now == self._stray_at else 0
+        self._stray_at = now
+        if self._strays < STRAYS_TOLD:  # of a flood, the beginning tells enough
+            self._log({"type": "stray", **_place(reply.span), "agent": self.name, "attempt": reply.attempt,
+                       "arrived": now, "fault": why})  # fmt: skip
 
     def _renew(self, now: int) -> None:
         """Take up a new generation of the agent's process: what was asked of the one before is asked again."""
-        self.port.renew()
-        self._generation = self.port.generation()
+        self._generation = self.port.renew()
         self._good_answers = self._faulty_in_a_row = self._late_in_a_row = 0
         lost = 0
         for turn in (self.current, self.coming, self._beyond):
@@ -618,14 +647,15 @@ class Part:
             self.voice.join(turn.start, None)
         played = turn.used is not None and turn.rung in PLAYED
         self.rungs[turn.rung] = self.rungs.get(turn.rung, 0) + 1
-        self._count_final(turn.asked.get(FINAL))
+        if timing.playhead() <= self.deadline(turn):  # else it is we who are late, and that says nothing of the agent
+            self._count_final(turn.asked.get(FINAL))
         self._tell(turn, now, cause, timing)
         if not self.quarantined:  # one that is not there now is told when it is
             self.port.confirm(turn.span, turn.used.clip.origin if turn.used is not None else None)
         before, self.current, self.coming = self.current, turn, None
         good, self._good = self._good, turn if played else self._good
         self._drop_unused(turn)
-        self._let_go(before, good)
+        self._let_go(now, before, good, until=turn.start)
 
     def _best(self, turn: Turn) -> tuple[int, Answer | None, str]:
         """Return rung, what to play (None: silence) and why it is not the final answer."""
@@ -684,15 +714,20 @@ class Part:
         """
         join, end = self.voice.join_frames, material.end
         missing, there = following - end, end - begin - join
-        tail = missing if missing <= join else min(max(missing, 2 * join), there)
-        if tail > there or 0 < there < 2 * join < missing:  # too short to be heard twice without a click
+        if missing <= 0:
+            return
+        if there < join:  # a short piece: what precedes it in its clip sounds again with it
+            there = end - material.zero - join
+        if there < min(join, missing):
             self.voice.join(max(earliest, end), None)
             return
-        while end < following:
-            at = end if following - end > join else following - join
+        times = -(-missing // there)
+        tail = missing if missing <= join else max(join, -(-missing // times))
+        at = following - join if missing <= join else end
+        for _ in range(times):
             material = material.later(tail)
             self.voice.join(max(earliest, at), material)
-            end += tail
+            at += tail
 
     def _late_answer(self) -> Answer | None:
         """Return an answer to the sounding turn that came after its deadline and would climb the ladder."""
@@ -724,7 +759,7 @@ class Part:
             self._lay(turn, late, from_frame=at)
         turn.used, turn.rung = late, RUNG_FINAL if made.final else RUNG_SPECULATIVE
         good, self._good = self._good, turn
-        self._let_go(good)
+        self._let_go(now, good, until=at)
         self.port.confirm(turn.span, late.clip.origin)
         self._log(
             {"type": "join", **_place(turn.span), "agent": self.name, "attempt": made.attempt, "frame": at,
@@ -781,12 +816,18 @@ class Part:
             self._drop(asked)
         turn.asked.clear()
 
-    def _let_go(self, *turns: Turn | None) -> None:
-        """Release the clips of turns gone by; those named now are still in a crossfade and go the next time."""
-        for turn in self._gone:
-            self._release(turn)
-        unwanted = {id(turn): turn for turn in turns if turn is not None}
-        self._gone = [turn for turn in unwanted.values() if turn is not self.current and turn is not self._good]
+    def _let_go(self, now: int, *turns: Turn | None, until: int) -> None:
+        """Release the clips of turns gone by once they no longer sound: those named now do until frame ``until``."""
+        kept = (self.current, self._good, self.coming)
+        gone = {id(turn): (turn, until) for turn in turns if turn is not None and turn not in kept}
+        for turn, end in self._gone:
+            if turn in kept or id(turn) in gone:
+                continue
+            if end <= now:
+                self._release(turn)
+            else:
+                gone[id(turn)] = (turn, end)
+        self._gone = list(gone.values())
 
 
 PLAYED = (RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION)

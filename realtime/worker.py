@@ -53,10 +53,11 @@ from realtime.protocols import HOP_FRAMES, Agent, Block, Clip, Continues, Log, O
 from realtime.scheduler import (
     CONTINUATION,
     FINAL,
+    LONGEST_SECONDS,
     NO_SLOT,
     QUEUE_FULL,
-    SPECULATIVE,
     SUPERSEDED,
+    TOO_LONG,
     Reply,
     clip_fault,
     next_span,
@@ -79,6 +80,10 @@ RECORD_BYTES = 64 * 1024
 TEXT_BYTES = 2048
 """A sentence for the user. It goes to the bridge on a way of its own, as every queue has one reader."""
 FAULT_CHARS = 1000
+CONFIRMS_KEPT = 8
+"""So many spans back a successor is told again what sounded."""
+REPLIES_A_FRAME = 2 * SLOTS
+"""An agent that answers what it was asked never sends more at once."""
 HAND_OVER_SECONDS = 0.005
 """Added to every budget: the engine's wake interval on either side of the worker."""
 IDLE_SECONDS = 0.02
@@ -256,6 +261,7 @@ class AgentRunner:
     def __init__(self, agent: Agent, config: AgentConfig, spec: StreamSpec, heard: RingHeard) -> None:
         self.agent, self.config, self._spec, self._heard = agent, config, spec, heard
         self.playing: SpanRequest | None = None  # what the agent works at; only then may it be interrupted
+        self.given_up: Callable[[SpanRequest], bool] = lambda request: False
         self._next_hop = 0
         self._trouble = ""  # what went wrong since the last answer, to be told with the next
         agent.prepare(spec)
@@ -274,6 +280,8 @@ class AgentRunner:
             request = replace(request, heard=UpTo(self._heard, request.context_end))
             try:
                 self.playing = request
+                if self.given_up(request):  # looked at once it can be interrupted: no word is lost in between
+                    raise Superseded
                 clip = self._answer(request, origin)
             finally:
                 self.playing = None
@@ -376,8 +384,9 @@ class InlinePort:
         """Return 0: nothing dies here."""
         return 0
 
-    def renew(self) -> None:
-        """Do nothing."""
+    def renew(self) -> int:
+        """Return 0."""
+        return 0
 
     def budget_frames(self) -> int:
         """Return the budget given."""
@@ -451,6 +460,12 @@ def worker_layout(config: AgentConfig, spec: StreamSpec, longest_span_frames: in
     }
 
 
+def _budget_of(status: Mapping[str, Any]) -> float:
+    """Return the budget that a worker says it measured; one that makes no sense is a second."""
+    seconds = float(status["budget_seconds"])
+    return seconds if 0 <= seconds <= LONGEST_SECONDS else 1.0
+
+
 class StateCell:
     """The latest state of an agent, as its process on duty left it. One writer at a time.
 
@@ -499,6 +514,8 @@ class ProcessPort:
         self._budget_seconds = self._told_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT_REPLIES)
         self._lines: deque[dict[str, object]] = deque(maxlen=RECENT_REPLIES)
+        self._confirmed: deque[bytes] = deque(maxlen=CONFIRMS_KEPT)
+        self._taken, self._taken_at = 0, -1
 
     def armed(self) -> bool:
         """Whether the process on duty has loaded and serves."""
@@ -506,7 +523,7 @@ class ProcessPort:
             status = self._statuses[self._generation % 2].read()
             if status["state"] == STATE_ARMED and status["generation"] == self._generation:
                 self._armed, self._continues = True, bool(status["continues"])
-                self._budget_seconds = self._config.budget_seconds or self._budget_seconds or status["budget_seconds"]
+                self._budget_seconds = self._config.budget_seconds or self._budget_seconds or _budget_of(status)
                 self._tell({"type": "armed", "budget_frames": self.budget_frames(), "generation": self._generation,
                             "warm_up_runs": status["warm_up_runs"]})  # fmt: skip
         return self._armed
@@ -519,11 +536,17 @@ class ProcessPort:
         """Return the generation that the bridge has put on the seat."""
         return int(self._seat[ON_DUTY])
 
-    def renew(self) -> None:
-        """Take up the generation on the seat: the one before is dead, and nobody will write into its slots."""
+    def renew(self) -> int:
+        """Take up the generation on the seat: the one before is dead, and nobody will write into its slots.
+
+        What it was told last is told again, as it may have died before it kept it.
+        """
         self._generation, self._armed = self.generation(), False
         self._free += self._asked
         self._asked.clear()
+        for record in self._confirmed:
+            self._requests.post(record)
+        return self._generation
 
     def budget_frames(self) -> int:
         """Return what the session says; else 1.5 times what answers took of late (all but one of 128), or in the
@@ -562,8 +585,8 @@ class ProcessPort:
             return NO_SLOT
         slot = self._free[-1]
         record = to_bytes({"play": request, "slot": slot, "generation": self._generation})
-        if len(record) > self._requests.size_bytes:
-            return f"a question of {len(record)} bytes; {self._requests.size_bytes} are allowed"
+        if len(record) > RECORD_BYTES:
+            return TOO_LONG
         if not self._requests.post(record):
             return QUEUE_FULL
         self._free.pop()
@@ -573,7 +596,9 @@ class ProcessPort:
 
     def confirm(self, span: Span, origin: Origin | None) -> None:
         """Tell the process on duty."""
-        self._requests.post(to_bytes({"confirm": span, "origin": origin}))
+        record = to_bytes({"confirm": span, "origin": origin})
+        self._confirmed.append(record)
+        self._requests.post(record)
         self._wake.release()
 
     def take(self, now: int) -> Reply | None:
@@ -584,10 +609,14 @@ class ProcessPort:
         """
         while self._lines:
             self._log(self._lines.popleft() | {"frame": now})
-        record = self._replies.take()
+        self._taken = self._taken + 1 if now == self._taken_at else 0
+        self._taken_at = now
+        record = self._replies.take() if self._taken < REPLIES_A_FRAME else None  # of a flood the rest waits
         if record is None:
             return None
         try:
+            if len(record) > RECORD_BYTES:
+                raise ValueError(f"it has {len(record)} bytes")
             return self._reply(json.loads(record))
         except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as problem:
             return Reply(NO_SPAN, -1, None, f"an answer that makes no sense: {_words(problem)}"[:FAULT_CHARS])
@@ -595,6 +624,8 @@ class ProcessPort:
     def _reply(self, message: dict[str, Any]) -> Reply:
         span, attempt, slot = decode(Span, message["span"]), int(message["attempt"]), int(message["slot"])
         fault, seconds = str(message["fault"])[:FAULT_CHARS], float(message["compute_seconds"])
+        if not 0 <= seconds <= LONGEST_SECONDS:
+            raise ValueError(f"it says that it took {seconds} seconds")
         if self._asked.get(slot) != (span, attempt):
             raise ValueError(f"it is for bar {span.bar} and slot {slot}, which is no question that waits")
         clip = None
@@ -777,6 +808,7 @@ class _Worker:
     def serve(self) -> None:
         """Answer until all go home, or another generation is on the seat."""
         _interruptible(self._runner)
+        self._runner.given_up = lambda request: _superseded(request, list(self._inbox))
         news = threading.Condition()
         threading.Thread(target=self._receive, args=(news,), daemon=True).start()
         while not self._over() and self._seat[ON_DUTY] == self._config.generation:
@@ -785,7 +817,7 @@ class _Worker:
                 if not self._inbox:
                     news.wait(IDLE_SECONDS)
             self.status.publish(heartbeat_ns=time.monotonic_ns())
-            while not self._inbox and self._listen(settled):
+            while not (self._inbox or self._requests.waiting) and self._listen(settled):
                 pass
             while self._inbox:
                 self._do(self._inbox.popleft())
@@ -847,7 +879,7 @@ def _interruptible(runner: AgentRunner) -> None:
     """Let :func:`_interrupt` end the speculative answer that the runner works at. Main thread."""
 
     def end_it(number: int, frame: object) -> None:
-        if runner.playing is not None and runner.playing.attempt == SPECULATIVE:
+        if runner.playing is not None and runner.playing.attempt != FINAL:
             raise Superseded
 
     if _INTERRUPT is not None:
@@ -865,11 +897,17 @@ def _about(name: str, error: Exception) -> str:
 
 
 def _superseded(request: SpanRequest, later: Iterable[dict[str, Any]]) -> bool:
-    """Whether the final question for the span of a speculative one is there: that one is not worth its time."""
-    if request.attempt != SPECULATIVE:
+    """Whether a final question is there that an answer only made to be safe would keep waiting.
+
+    A speculative answer gives way to the final one for its span or one before, a continuation to any.
+    """
+    if request.attempt == FINAL:
         return False
     finals = (message["play"] for message in later if "play" in message and message["play"]["attempt"] == FINAL)
-    return any(decode(Span, play["span"]) == request.span for play in finals)
+    spans = [decode(Span, play["span"]) for play in finals]
+    return any(
+        request.attempt == CONTINUATION or (s.bar, s.beat) <= (request.span.bar, request.span.beat) for s in spans
+    )
 
 
 def _send(reply: Reply, slot: int, clips: np.ndarray[Any, np.dtype[np.float32]], replies: RecordRing) -> None:

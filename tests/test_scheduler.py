@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rigs import RATE, ClickAgent, NoiseAgent, Rig
 
-from realtime.buffers import join_frames
+from realtime.buffers import join_frames, lane
 from realtime.clock import Meter, TempoChange, TempoMap
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
 from realtime.mixer import Strip
@@ -33,7 +33,7 @@ from realtime.scheduler import (
     next_span,
     span_seed,
 )
-from realtime.voice import NEVER, Voice
+from realtime.voice import NEVER, Material, Voice
 from realtime.worker import SLOTS, AgentConfig, AgentRunner, InlinePort, RingHeard
 
 F = Fraction
@@ -149,8 +149,8 @@ class Silent:
     def generation(self) -> int:
         return 0
 
-    def renew(self) -> None:
-        pass
+    def renew(self) -> int:
+        return 0
 
     def budget_frames(self) -> int:
         return self._budget_frames
@@ -412,8 +412,8 @@ class SlotPort:
     def generation(self) -> int:
         return 0
 
-    def renew(self) -> None:
-        pass
+    def renew(self) -> int:
+        return 0
 
     def budget_frames(self) -> int:
         return 300
@@ -683,8 +683,9 @@ class Player:
     def generation(self) -> int:
         return self.number
 
-    def renew(self) -> None:
+    def renew(self) -> int:
         self.renewed += 1
+        return self.number
 
     def budget_frames(self) -> int:
         return 2000
@@ -883,3 +884,68 @@ def test_the_ledger_counts_what_was_decided_and_how_late() -> None:
     line = stage.lines("span")[3]
     assert line["hops"]["ready"] == [line["deadline"], None], "it had not come when it was decided"
     assert line["hops"]["request"] == [line["deadline"] - 2000] * 2
+
+
+@pytest.mark.parametrize("grid", ["1.33", "0.333", "0.3333", "3.99", "1/8", "5/7"])
+def test_whatever_the_grid_no_span_is_a_crumb_and_what_is_missed_is_filled(grid: str) -> None:
+    tempo_map = TempoMap.steady(8000, 120, Meter(4, 4))
+    span, lengths = None, []
+    for _ in range(40):
+        span = next_span(span, F(grid), tempo_map)
+        lengths.append(span.beats)
+    assert min(lengths) >= F(1, 8)
+    never = {(bar, attempt): "never" for bar in range(2, 9) for attempt in range(3)}
+    stage = Stage(lambda *_: [Player(never)], tempo_map=tempo_map, grid_beats=F(grid))
+    stage.run(100_000)
+    loud = np.convolve(np.abs(stage.stem("a")[:, 0]), np.ones(64) / 64, "valid")
+    assert loud[200:].min() > 0.05, "there is a hole"
+
+
+@given(
+    length=st.integers(1, 400), missing=st.integers(1, 1200), lead=st.integers(0, 80), begin=st.integers(0, 80)
+)
+@settings(deadline=None, max_examples=200)
+def test_a_piece_of_any_length_lasts_as_long_as_it_must_or_ends_softly(
+    length: int, missing: int, lead: int, begin: int
+) -> None:
+    join = 80
+    voice = Voice(1, join)
+    seat = Part("a", Silent(), voice)
+    audio = np.ones((lead + length, 1), np.float32)
+    material = Material(audio, 1000 - lead, 1000 + length)
+    voice.join(1000, material)
+    seat._hold(material, 1000, 1000 + join, 1000 + length + missing)
+    out = np.zeros((3000, 1), np.float32)
+    voice.render(0, lane(out), 0, len(out))
+    held = out[1000 : 1000 + length + missing, 0]
+    assert np.isfinite(held).all()
+    if min(length, length + lead - join) >= join:
+        assert held[join:].min() > 0.5, "there is a hole"
+
+
+def test_a_stall_of_the_engine_says_nothing_of_the_agent() -> None:
+    class Behind(LiveTiming):
+        def playhead(self) -> int:
+            return 10**9
+
+    port = Player({(bar, attempt): "never" for bar in range(9) for attempt in range(3)})
+    seat = playing(port, 1).engine
+    late = seat.parts[0]
+    seat._timing = Behind(256, lambda: seat.heard)
+    before = late.ledger()[LEDGER.index("late_in_a_row")]
+    while seat.mixed < 8 * BAR:
+        seat.mix(1000)
+    assert late.ledger()[LEDGER.index("late_in_a_row")] == before
+
+
+def test_more_pressed_than_a_question_holds_costs_the_presses_and_not_the_agent() -> None:
+    class Narrow(Player):
+        def post(self, request: SpanRequest) -> str:
+            return "a question longer than its place" if len(request.actions) > 2 else super().post(request)
+
+    stage = Stage(lambda *_: [Narrow()], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)))
+    for _ in range(5):
+        stage.engine.parts[0].press(Action(0, "a", "jump"))
+    stage.run(5 * BAR)
+    assert set(told_rungs(stage)) == {1}
+    assert [line["why"] for line in stage.lines("dropped")] == ["more was pressed than fits"]

@@ -81,6 +81,8 @@ class Band:
         self.called: list[str] = []
         self.processes: dict[tuple[str, int], Pretended] = {}
         self.fails = False
+        self.full = False  # the engine's queue
+        self.wrong: dict[str, Exception] = {}  # what going on about an agent raises
         members = [
             Member(WorkerConfig(config, spec, (), tempo_map, Fraction(1)), lighter=lighter.get(name, ()))
             for name, config in configs.items()
@@ -108,11 +110,14 @@ class Band:
         self.processes.pop((config.agent.name, config.generation), None)
 
     def call(self, agent: str) -> None:
+        if agent in self.wrong:
+            raise self.wrong[agent]
         self.called.append(agent)
 
     def send(self, command: Command) -> bool:
-        self.sent.append(command)
-        return True
+        if not self.full:
+            self.sent.append(command)
+        return not self.full
 
     def say(self, text: str, *, bad: bool) -> None:
         self.said.append(text)
@@ -121,14 +126,14 @@ class Band:
         self.now_ns += round(seconds * SECOND_NS)
         self.supervisor.look(self.now_ns)
 
-    def time(self, *agents: str) -> None:
-        """Let the latest process of each of these be timed."""
+    def time(self, *agents: str, **figures: float) -> None:
+        """Let the latest process of each of these be timed; ``figures`` are what it says that is not so."""
         for name in agents:
             config = [config for config in self.spawned if config.agent.name == name][-1]
+            told = {"final_seconds": self.costs[name], "speculative_seconds": self.costs[name]} | figures
             self.arena.status(f"{name}.worker{config.generation % 2}").publish(
                 state=STATE_MEASURED, generation=config.generation, heartbeat_ns=self.now_ns,
-                pid=self.processes[name, config.generation].pid or 0, final_seconds=self.costs[name],
-                speculative_seconds=self.costs[name],
+                pid=self.processes[name, config.generation].pid or 0, **told,
             )  # fmt: skip
         self.look()
 
@@ -192,17 +197,115 @@ def test_lighter_ways_are_tried_one_after_the_other_before_it_is_refused() -> No
         assert band.processes == {}
 
 
-def test_a_system_that_starts_no_process_is_told_and_ends_in_quarantine() -> None:
+def test_a_system_that_starts_no_process_for_a_while_is_told_once_and_asked_again() -> None:
     with Band({"bass": 0.02, "keys": 0.02}) as band:
         band.time("bass", "keys")
         band.fails = True
         band.processes["bass", 0].exitcode = -9
-        for _ in range(5):
+        for _ in range(200):
+            band.look(0.04)
+        assert band.supervisor.states() == {"bass": "gone", "keys": "measured"}
+        assert band.sent == []
+        [told] = [text for text in band.said if "could not be started" in text]
+        assert told == (
+            "a process for agent 'bass' could not be started: Resource temporarily unavailable; it is tried again, "
+            "ever more rarely"
+        )
+        band.fails = False
+        for _ in range(220):
+            band.look(0.04)
+        assert band.processes["bass", 1].exitcode is None
+        assert band.supervisor.states()["bass"] == "loading"
+
+
+@pytest.mark.parametrize("figure", [np.nan, np.inf, -np.inf, 1e300, -1.0, 3601.0])
+@pytest.mark.parametrize("name", ["final_seconds", "speculative_seconds", "usual_seconds", "budget_seconds"])
+def test_figures_that_cannot_be_are_a_measurement_that_failed(name: str, figure: float) -> None:
+    with Band({"bass": 0.02, "keys": 0.03}) as band:
+        band.time("keys")
+        for _ in range(3):
+            band.time("bass", **{name: figure})
             band.look()
+        band.look()
+        assert band.admitted("keys")
+        assert not band.admitted("bass")
         assert band.supervisor.states()["bass"] == "quarantined"
-        assert any("could not be started: Resource temporarily unavailable" in text for text in band.said)
-        assert band.sent == [Command("quarantine", "bass")]
-        assert band.supervisor.states()["keys"] == "measured"
+        [*_, told] = band.said
+        assert told.startswith(f"agent 'bass' was timed wrongly: {name} is {figure:g}, where 0 to 3600 can be; ")
+
+
+def test_a_figure_that_was_wrong_once_is_timed_again() -> None:
+    with Band({"bass": 0.02}) as band:
+        band.time("bass", usual_seconds=np.nan)
+        band.look()
+        assert band.spawned[-1].measure
+        band.time("bass")
+        assert band.admitted("bass")
+
+
+def test_what_the_engine_has_no_room_for_is_kept_for_it() -> None:
+    with Band({"bass": 0.3, "keys": 0.02}) as band:
+        band.full = True
+        band.time("bass", "keys")
+        for _ in range(3):
+            band.look()
+            band.processes["keys", max(g for name, g in band.processes if name == "keys")].exitcode = -9
+            band.look()
+        assert band.sent == []
+        band.full = False
+        band.look()
+        assert band.sent == [Command("grid", "bass", name="2"), Command("quarantine", "keys")]
+        band.look()
+        assert len(band.sent) == 2, "once"
+
+
+def test_only_the_latest_of_a_kind_is_kept_for_the_engine() -> None:
+    with Band({"bass": 0.3}) as band:
+        band.full = True
+        band.time("bass")
+        band.look()
+        band.costs["bass"] = 0.6
+        band.time("bass")
+        band.full = False
+        band.look()
+        assert band.sent == [Command("grid", "bass", name="0")]
+
+
+def test_what_goes_wrong_with_one_is_told_once_and_the_others_are_looked_after() -> None:
+    with Band({"bass": 0.02, "keys": 0.02}) as band:
+        band.time("bass", "keys")
+        band.wrong["bass"] = RuntimeError("out of wake-ups")
+        for name in ("bass", "keys"):
+            band.processes[name, 0].exitcode = -9
+        for _ in range(3):
+            band.look()
+        assert band.processes["keys", 1].exitcode is None
+        assert band.supervisor.states()["keys"] == "loading"
+        told = [text for text in band.said if "out of wake-ups" in text]
+        assert told == ["looking after agent 'bass' went wrong (RuntimeError: out of wake-ups); it is tried again"]
+        band.wrong.clear()
+        called = len(band.called)
+        band.look()
+        assert band.called[called:] == ["bass"], "what was to be done is done then"
+        assert band.arena["bass.seat"][ON_DUTY] == 1
+
+
+def test_the_thread_goes_on_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Band({"bass": 0.02}) as band:
+        looked: list[int] = []
+
+        def look(now_ns: int) -> None:
+            looked.append(now_ns)
+            raise RuntimeError("surely not")
+
+        monkeypatch.setattr(band.supervisor, "look", look)
+        band.supervisor.start()
+        until = time.monotonic() + 30
+        while len(looked) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        band.supervisor.stop()
+        assert len(looked) >= 3
+        assert sum("surely not" in text for text in band.said) == 1
 
 
 # With processes

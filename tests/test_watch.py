@@ -30,6 +30,7 @@ class Stage:
         self.warned: list[str] = []
         self.frozen: set[int] = set()  # generations that give no sign of life
         self.may_spawn = True
+        self.bears = True  # whether the system starts processes
         self.obey(self.watch.begin())
 
     def obey(self, orders: list[Order]) -> None:
@@ -37,7 +38,7 @@ class Stage:
             self.orders.append(order)
             if order.do == "spawn":
                 assert order.generation not in self.processes or self.processes[order.generation].exitcode is not None
-                self.processes[order.generation] = Seen()
+                self.processes[order.generation] = Seen() if self.bears else Seen(1, born=False)
             elif order.do == "kill":
                 self.end(order.generation, -9)
             elif order.do == "seat":
@@ -276,6 +277,7 @@ def test_three_answers_that_cannot_be_played_end_a_process() -> None:
     stage.ledger["faulty_in_a_row"] = 3
     stage.look()
     stage.look()
+    stage.look()
     assert stage.did()[:2] == [("kill", 0), ("seat", 1)]
     assert stage.watch.strikes == 0, "it has played before"
 
@@ -285,6 +287,25 @@ def test_what_the_ledger_says_of_another_generation_does_not_count() -> None:
     stage.ledger |= {"generation": 7, "faulty_in_a_row": 9, "late_in_a_row": 99}
     stage.look(1)
     assert stage.did() == []
+
+
+def test_a_row_that_is_seen_once_is_held_against_nobody() -> None:
+    """It may have been read while it was written: the figures of one generation, the number of the next."""
+    stage = Stage().with_spare()
+    for _ in range(5):
+        stage.ledger |= {"faulty_in_a_row": 9, "late_in_a_row": 99}
+        stage.look()
+        stage.ledger |= {"faulty_in_a_row": 0, "late_in_a_row": 0}
+        stage.look()
+    assert stage.did() == []
+    stage.end(0, -9)
+    stage.ledger |= {"faulty_in_a_row": 9}
+    stage.look()
+    stage.ledger |= {"faulty_in_a_row": 9, "generation": 1}
+    stage.look()
+    stage.ledger |= {"faulty_in_a_row": 0}
+    stage.look(1)
+    assert ("kill", 1) not in stage.did()
 
 
 def test_a_slow_death_is_noticed_and_a_slow_machine_is_left_in_peace() -> None:
@@ -302,6 +323,7 @@ def test_a_slow_death_is_noticed_and_a_slow_machine_is_left_in_peace() -> None:
     stage.look(61)
     stage.orders.clear()
     stage.ledger |= {"late_in_a_row": 8, "good": 1}
+    stage.look()
     stage.look()
     assert [do for do, _ in stage.did()] == ["kill"], "it was in time for a minute, so eight are enough again"
 
@@ -339,6 +361,62 @@ def test_a_good_answer_in_between_forgives() -> None:
     assert len(stage.watch.respawns) == 10
 
 
+def test_a_process_that_was_never_born_is_no_strike() -> None:
+    stage = Stage(spares=False)
+    stage.arm()
+    stage.orders.clear()
+    stage.bears = False
+    stage.end(0, -9)
+    stage.look()
+    assert (stage.did(), stage.watch.strikes) == ([("spawn", 1), ("seat", 1)], 1)
+    begun_ns = stage.now_ns
+    tries: list[float] = []
+    for _ in range(9):
+        while not stage.did():
+            stage.look()
+        tries.append((stage.now_ns - begun_ns) / SECOND_NS)
+    pauses = [round(after - before) for before, after in pairwise([0, *tries])]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert (stage.watch.strikes, stage.watch.resting) == (1, "")
+    stage.bears = True
+    stage.look(61)
+    assert stage.did() == [("spawn", 1)]
+    stage.arm()
+    assert [respawn.generation for respawn in stage.watch.respawns] == [1]
+
+
+def test_the_first_process_is_tried_again_too_and_timed() -> None:
+    stage = Stage()
+    stage.processes[0] = Seen(1, born=False)
+    stage.look(2)
+    assert stage.orders == [Order("spawn", 0, measure=True)] * 2
+
+
+def test_one_that_only_says_that_it_has_failed_is_given_up() -> None:
+    stage = Stage(spares=False)
+    for turn in range(70 * 4):
+        stage.put(0, state=STATE_FAILED + turn % 3)  # and what no state is
+        stage.look(0.2)
+        if stage.processes[stage.watch.duty].exitcode is not None:
+            break
+    assert ("kill", 0) in stage.did()
+
+
+def test_figures_that_no_process_can_have_are_a_strike_and_timed_again() -> None:
+    stage = Stage()
+    for generation in range(3):
+        stage.put(generation, state=STATE_MEASURED)
+        stage.look()
+        stage.obey(stage.watch.fail(stage.now_ns, "figures", "it says nonsense"))
+        assert stage.watch.fail(stage.now_ns, "figures", "it says nonsense") == []
+        stage.look()
+    assert [order for order in stage.orders if order.do == "spawn"] == [
+        Order("spawn", number, measure=True) for number in range(3)
+    ]
+    assert stage.watch.resting == "quarantined"
+    assert stage.warned[0].startswith("it says nonsense; another is loaded")
+
+
 # The one that stands by
 
 
@@ -359,6 +437,32 @@ def test_spares_that_die_are_replaced_ever_more_rarely_and_told_once() -> None:
     assert "could not be loaded; the agent plays on" in stage.warned[0]
     assert stage.watch.strikes == 0
     assert stage.watch.duty == 0
+
+
+def test_a_spare_that_dies_as_soon_as_it_stands_by_is_replaced_ever_more_rarely() -> None:
+    stage = Stage()
+    stage.arm()
+    births: list[float] = []
+    for stood_seconds in (1, 1, 1, 1, 61, 1):
+        while 1 not in stage.processes:
+            stage.look()
+        births.append(stage.now_ns / SECOND_NS)
+        stage.put(1, state=STATE_MEASURED)
+        stage.look(stood_seconds)
+        stage.end(1, -9)
+        stage.look()
+    pauses = [round(after - before) for before, after in pairwise(births)]
+    assert pauses == [1 + 1, 1 + 2, 1 + 4, 1 + 8, 61 + 1]
+
+
+def test_a_spare_that_is_never_born_is_tried_again_and_told_by_who_tried() -> None:
+    stage = Stage()
+    stage.bears = False
+    stage.arm()
+    stage.look(16)
+    assert [order.do for order in stage.orders[1:]] == ["spawn"] * 5
+    assert stage.watch.strikes == 0
+    assert stage.warned == []
 
 
 def test_a_spare_is_held_to_the_same_limits() -> None:
@@ -392,7 +496,7 @@ def test_a_spare_on_its_way_out_is_not_called_up() -> None:
 # Whatever happens
 
 
-@given(st.lists(st.tuples(st.sampled_from(["die", "spare dies", "hang", "stop", "load", "good", "faulty", "grow"]),
+@given(st.lists(st.tuples(st.sampled_from(["die", "spare dies", "hang", "stop", "load", "good", "faulty", "grow", "births"]),
                           st.floats(0, 3)), max_size=40))  # fmt: skip
 def test_whatever_happens_one_serves_at_most_and_the_seat_goes_up_by_one(script: list[tuple[str, float]]) -> None:
     """The stage itself asserts: never more than two processes, no seat for a successor before the other is gone."""
@@ -400,7 +504,9 @@ def test_whatever_happens_one_serves_at_most_and_the_seat_goes_up_by_one(script:
     for what, seconds in script:
         duty, spare = stage.watch.duty, stage.watch.duty + 1
         on_duty = stage.processes.get(duty)
-        if what == "good":
+        if what == "births":
+            stage.bears = not stage.bears
+        elif what == "good":
             stage.ledger["good"] += 1
         elif what == "faulty":
             stage.ledger["faulty_in_a_row"] += 1
@@ -420,6 +526,10 @@ def test_whatever_happens_one_serves_at_most_and_the_seat_goes_up_by_one(script:
                 stage.put(duty, memory_bytes=500 * MB)
         stage.look(seconds)
     assert stage.seat == stage.watch.duty
+    stage.bears = True
+    while not stage.watch.resting and stage.watch.duty not in stage.processes:
+        stage.look()
+        assert stage.watch.strikes < 3
     if stage.watch.resting:
         stage.look()
         assert not any(one.exitcode is None for one in stage.processes.values())
