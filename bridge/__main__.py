@@ -3,9 +3,12 @@
 
 def main() -> None:
     """Run the command line."""
-    from bridge.cli import run
+    try:
+        from bridge.cli import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while the command line itself is being imported
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

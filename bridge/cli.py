@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,7 +74,9 @@ Seconds = Annotated[
 ]
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the arrangement and write a report.")]
 
-MISUSED, INTERRUPTED = 2, 130
+DIFFERENT, MISUSED, INTERRUPTED = 1, 2, 130
+IMPORTING_SECONDS = 0.01
+REPORT_SECONDS = 20.0
 STATUS_SECONDS = 60.0
 """How often a session that plays says where it is, where there is no terminal to show it all the time."""
 
@@ -86,6 +89,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for name in ("SIGTERM", "SIGHUP"):  # being told to go, or the terminal being closed, is a Ctrl-C
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app(arguments, prog_name="sideman")
     except OSError as problem:
@@ -95,10 +100,19 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except ValueError as mistake:
         _refuse(str(mistake))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
         sys.exit(INTERRUPTED)
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise a Ctrl-C; in the middle of an import, where it can be lost, try again a moment later."""
+    at = frame
+    while at is not None and hasattr(signal, "setitimer"):
+        if at.f_code.co_filename.startswith("<frozen importlib"):
+            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))  # which may be held, or heard
+            signal.setitimer(signal.ITIMER_REAL, IMPORTING_SECONDS)  # by another by then
+            return
+        at = at.f_back
     raise KeyboardInterrupt
 
 
@@ -213,7 +227,8 @@ def replay(
 ) -> None:
     """Make the sound of a take again from its input and its log, bit for bit.
 
-    The old stems are not read for it, only compared in the end. The corpora must be where they were.
+    The old stems are not read for it, only compared in the end: if one is different, the exit code is 1. The corpora
+    must be where they were.
     """
     from bridge import app
 
@@ -223,8 +238,10 @@ def replay(
     for name, verdict in rendered.stems.items():
         say(f"  {name}: {verdict}")
     say(f"{folder}: {rendered.realtime_factor:.0f} x real time")
-    _tell(rendered.faults)
+    _tell((*rendered.faults, *rendered.notes))
     _end(rendered)
+    if any(verdict in ("different", "changed") for verdict in rendered.stems.values()):
+        raise typer.Exit(DIFFERENT)
 
 
 @app.command("report")
@@ -232,7 +249,18 @@ def report_again(
     take: Annotated[Path, typer.Argument(metavar="TAKE", help="Folder of a take.")],
 ) -> None:
     """Draw a take and write its report again: what was played, and how the time went."""
-    _show(take, None, draw=True)
+    from rich.console import Console
+
+    from bridge.gate import time_for
+
+    with _gate("bridge.offline") as gate, bar("drawing") as progress:
+        gate.ask("take", take, seconds=REPORT_SECONDS + time_for(take), folder=str(take))
+        progress(0, 1)
+        seconds = REPORT_SECONDS + 20 * time_for(take)
+        drawn = gate.ask("report", take, seconds=seconds, folder=str(take), columns=_wide(Console()).width)
+    for line in drawn["table"].splitlines():
+        say("".join(c for c in line if c.isprintable()))
+    say(f"stems in {take / 'stems'}, picture in {drawn['picture']}")
 
 
 @app.command()
@@ -431,7 +459,8 @@ def _agent_name(folder: str, taken: set[str]) -> str:
 def bench(context: typer.Context) -> None:
     """Measure this machine: `sideman bench [SUITE] [--quick] [--json FILE]`.
 
-    There is one suite, core; --quick takes less than a minute. ok says whether a figure reaches its goal.
+    The suites are core, engine, ladder, faults, drift, memory and start; all of them if none is named. --quick takes
+    less than a minute for each. ok says whether a figure reaches its goal.
     """
     import subprocess
 
@@ -610,6 +639,8 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw
     if not seconds >= 0:
         raise ValueError(f"--seconds {seconds:g}: give a length, or 0 to play until Ctrl-C")
     _refuse_taken(folder)
+    if any(agent.lighter for agent in session.agents):
+        _check_ways(session)
     live = Live(session, folder, say, lead=lead, warn=complain)
     spec = live.config.spec
     ahead = f"lead {spec.lead} frames ({1000 * spec.lead / spec.samplerate:.0f} ms)"
@@ -627,6 +658,15 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw
         _show(folder, None, draw=draw)
     if live.failed:
         raise typer.Exit(MISUSED)
+
+
+def _check_ways(session: Session) -> None:
+    """Refuse lighter ways to play that cannot be used, before there is anything to be made lighter."""
+    from bridge.gate import GPU_SECONDS
+
+    with _gate("bridge.offline") as gate:
+        path = session.path and str(session.path)
+        gate.ask("ways", path or "the session", seconds=GPU_SECONDS, session=session.toml(), path=path)
 
 
 def _is_mute(live: Live) -> bool:

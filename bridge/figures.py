@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from bridge.ledger import Course, Key, courses
+from bridge.ledger import Course, Key, counted, courses
 from bridge.recorder import JoinLine, SpanLine, TakeReader, TempoLine
 from realtime.clock import TempoMap
 from realtime.protocols import Block, Origin, Piece
@@ -223,13 +223,24 @@ class Envelope:
 
 def length(take: TakeReader) -> str:
     """Return bars, time and rate in words."""
-    return f"{len(bar_frames(take))} bars, {clock(take.frames / take.samplerate)}, {take.samplerate:,} Hz"
+    return f"{counted(len(bar_frames(take)), 'bar')}, {clock(take.frames / take.samplerate)}, {take.samplerate:,} Hz"
 
 
 def clock(seconds: float) -> str:
     """Return seconds as minutes and seconds."""
     whole = int(seconds)
     return f"{whole // 60}:{whole % 60:02d}"
+
+
+def place(take: TakeReader, frame: int) -> str:
+    """Return a frame as minutes and seconds, to a tenth, and its bar."""
+    tenths = max(0, frame) * 10 // take.samplerate
+    at = f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
+    tempo_map = grid(take)
+    if tempo_map is None:
+        return at
+    bar = tempo_map.moment(max(0, frame)).bar
+    return f"{at} (bar {bar + 1})" if bar >= 0 else f"{at} (count-in)"
 
 
 def grid(take: TakeReader) -> TempoMap | None:

@@ -22,10 +22,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from bridge.children import signals_held
@@ -43,6 +44,8 @@ GPU_SECONDS = 120.0
 """A GPU takes seconds to be woken, and TensorRT minutes to build an engine."""
 IMPORT_SECONDS = 60.0
 STOPPING_SECONDS = 10.0
+LISTEN_SECONDS = 0.1
+"""How often whoever waits for an answer looks whether Ctrl-C was pressed."""
 SENTENCE_CHARS = 1000
 MESSAGE_BYTES = 1 << 20
 
@@ -73,6 +76,45 @@ class _Late(Exception):  # noqa: N818 - never leaves this module
 
 class _Gone(Exception):  # noqa: N818 - never leaves this module
     pass
+
+
+class Wish:
+    """Ctrl-C as a wish, for work that has good moments to end: nothing is raised in the middle of it, as a ``with``.
+
+    So are the signals that the command takes for one. Whoever presses it again does not want to wait: that is raised.
+    Threads other than the main one hear no signals, and no wish.
+
+    Attributes
+    ----------
+    felt
+        Whether it was pressed.
+    """
+
+    _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+    def __init__(self) -> None:
+        self.felt = False
+        self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def __enter__(self) -> Wish:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in self._NAMES if hasattr(signal, name)):
+                handler = signal.getsignal(number)
+                if callable(handler):  # what is ignored, or left to the system, stays so
+                    self._before[number] = handler
+                    signal.signal(number, self._feel)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _feel(self, number: int, frame: FrameType | None) -> None:
+        if self.felt:
+            raise KeyboardInterrupt
+        self.felt = True
 
 
 class Gate:
@@ -110,14 +152,17 @@ class Gate:
         if self._process is not None and self._process.is_alive():
             return
         self._bury()
-        ours, theirs = self._context.Pipe()
-        self._process = self._context.Process(
-            target=_serve, args=(theirs, self._memory_bytes, modules), name="sideman-gate", daemon=True
-        )
         with signals_held():
-            self._process.start()
-        theirs.close()
-        self._pipe = ours
+            if os.name == "posix":
+                resource_tracker.ensure_running()  # else it comes with the child, and lets Ctrl-C through before that
+        with signals_held():
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(
+                target=_serve, args=(theirs, self._memory_bytes, modules), name="sideman-gate", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._process, self._pipe = process, ours
 
     def ask(
         self,
@@ -143,6 +188,7 @@ class Gate:
             Takes what the task says on its way.
         stoppable
             Whether Ctrl-C asks the task to come to an end, which it then answers with, instead of ending the child.
+            An answer that does not say that it was ``"interrupted"`` then comes as a ``KeyboardInterrupt``.
         **arguments
             The task's, as JSON can carry them.
 
@@ -154,13 +200,13 @@ class Gate:
             As the task raised it.
         """
         try:
-            try:
-                return self._asked(task, about, seconds, hear, stoppable, arguments)
-            except _Gone:
-                if self._began:
-                    raise
-                self._end()  # it was dying when it was asked: another is
-                return self._asked(task, about, seconds, hear, stoppable, arguments)
+            if not stoppable:
+                return self._asked_twice(task, about, seconds, hear, None, arguments)
+            with Wish() as wish:
+                answer = self._asked_twice(task, about, seconds, hear, wish, arguments)
+            if wish.felt and not answer.get("interrupted"):
+                raise KeyboardInterrupt
+            return answer
         except _Late as late:
             self.deaths += 1
             self._bury()
@@ -172,35 +218,55 @@ class Gate:
             words = f"{about}: opening it ended the process that looked into it, which {how}, so it is not used"
             raise GateError(f"{words}; is it damaged? get it again from whoever made it", how) from None
 
+    def _asked_twice(
+        self,
+        task: str,
+        about: str | os.PathLike[str],
+        seconds: float | None,
+        hear: Hear,
+        wish: Wish | None,
+        arguments: dict[str, Any],
+    ) -> Answer:
+        try:
+            return self._asked(task, about, seconds, hear, wish, arguments)
+        except _Gone:
+            if self._began:
+                raise
+            self._end()  # it was dying when it was asked: another is
+            if wish is not None and wish.felt:
+                raise KeyboardInterrupt from None
+            return self._asked(task, about, seconds, hear, wish, arguments)
+
     def _asked(
         self,
         task: str,
         about: str | os.PathLike[str],
         seconds: float | None,
         hear: Hear,
-        stoppable: bool,
+        wish: Wish | None,
         arguments: dict[str, Any],
     ) -> Answer:
         self.start()
         self._number, self._began = self._number + 1, False
         self._send({"number": self._number, "task": task, "arguments": arguments, "seconds": seconds})
-        return _answer(self._last_message(seconds, hear, stoppable), str(about))
+        return _answer(self._last_message(seconds, hear, wish), str(about))
 
-    def _last_message(self, seconds: float | None, hear: Hear, stoppable: bool) -> dict[str, Any]:
+    def _last_message(self, seconds: float | None, hear: Hear, wish: Wish | None) -> dict[str, Any]:
         """Return what the task ended with; raises ``_Late`` and ``_Gone``."""
         left, deadline, stopping = IMPORT_SECONDS, time.monotonic() + IMPORT_SECONDS, False
         while True:
+            if wish is not None and wish.felt and not stopping:
+                self._send({"stop": self._number})
+                left, deadline, stopping = STOPPING_SECONDS, time.monotonic() + STOPPING_SECONDS, True
             try:
                 message = self._receive(deadline)
             except KeyboardInterrupt:
-                if stopping or not stoppable:
-                    self._bury()
-                    raise
-                self._send({"stop": self._number})
-                left, deadline, stopping = STOPPING_SECONDS, time.monotonic() + STOPPING_SECONDS, True
-                continue
+                self._bury()
+                raise
             if message is None:
-                raise _Late(left)
+                if time.monotonic() >= deadline:
+                    raise _Late(left)
+                continue
             if message["number"] != self._number:
                 continue
             if message["kind"] == "begin":
@@ -224,11 +290,10 @@ class Gate:
             self._pipe.send_bytes(json.dumps(message).encode())
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
-        """Return the child's next message, ``None`` where none comes in time; raises ``_Gone``."""
+        """Return the child's next message, ``None`` where none comes for a moment; raises ``_Gone``."""
         assert self._pipe is not None
-        while not self._pipe.poll(min(1.0, max(0.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                return None
+        if not self._pipe.poll(min(LISTEN_SECONDS, max(0.0, deadline - time.monotonic()))):
+            return None
         with signals_held():  # half a message read would make rubbish of the next
             try:
                 message = json.loads(self._pipe.recv_bytes(MESSAGE_BYTES))
@@ -294,18 +359,29 @@ def _sentence(text: object) -> str:
 class Call:
     """One question, as the task that answers it sees it."""
 
-    def __init__(self, pipe: Connection[Any, Any], number: int, seconds: float | None) -> None:
-        self._pipe, self._number, self._seconds = pipe, number, seconds
+    def __init__(
+        self, pipe: Connection[Any, Any], number: int, seconds: float | None, stops: _Stops | None = None
+    ) -> None:
+        self._pipe, self._number, self._seconds, self._stops = pipe, number, seconds, stops
 
     def begin(self) -> None:
-        """Say that all is imported: from now on the time counts."""
+        """Say that all is imported: from now on the time counts, and the task can be stopped."""
         if self._seconds is not None:
             limit_cpu(2 * self._seconds + 1)  # should the bridge not be there any more to look at its clock
         self.tell("begin", None)
+        if self._stops is not None:
+            self._stops.let_through()
+
+    def end(self) -> None:
+        """Let nothing stop it any more."""
+        if self._stops is not None:
+            self._stops.hold()
 
     def say(self, **value: Any) -> None:
-        """Tell the bridge something on the way."""
+        """Tell the bridge something on the way; raises ``KeyboardInterrupt`` if one was lost before."""
         self.tell("said", value)
+        if self._stops is not None:
+            self._stops.again()
 
     def tell(self, kind: str, value: Any) -> None:
         """Send one message."""
@@ -320,11 +396,9 @@ def _serve(pipe: Connection[Any, Any], memory_bytes: int, modules: tuple[str, ..
     limit_process(memory_bytes, written_bytes=0)
     with open(os.devnull, "wb") as nowhere:  # what libraries print of a file is nothing to a user; errors are answers
         os.dup2(nowhere.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stops = _Stops()
     questions: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(pipe, questions), daemon=True).start()  # with Ctrl-C held back
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_listen, args=(pipe, questions, stops), daemon=True).start()
     for module in modules:
         importlib.import_module(module)
     while True:
@@ -332,27 +406,82 @@ def _serve(pipe: Connection[Any, Any], memory_bytes: int, modules: tuple[str, ..
             question = questions.get()
             if question is None:
                 return
-            call = Call(pipe, question["number"], question["seconds"])
+            stops.turn_to(question["number"])
+            call = Call(pipe, question["number"], question["seconds"], stops)
             call.tell(*_outcome(call, question))
             lift_cpu_limit()
-        except KeyboardInterrupt:
-            continue  # it came when nothing was there to stop
         except OSError:
             return  # nobody listens
 
 
-def _listen(pipe: Connection[Any, Any], questions: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+class _Stops:
+    """Stops a task when the bridge says so: a Ctrl-C of the child's own, to its main thread.
+
+    It is held back from the child's birth on, and while something is imported, which it would leave half done, or be
+    lost in; a task lets it through once all that is done (:meth:`Call.begin`). It never comes to another task than
+    the one it was meant for.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = 0
+        self._gone = self._raised = False
+        self.hold()
+
+    def ask(self, number: int) -> None:
+        """Stop a question's task. The listener's thread."""
+        with self._lock:
+            self._asked = number
+            _interrupt()
+
+    def all(self) -> None:
+        """Stop whatever is there, and what comes. The listener's thread."""
+        with self._lock:
+            self._gone = True
+            _interrupt()
+
+    def turn_to(self, number: int) -> None:
+        """Begin with a question: what is left of those before is dropped."""
+        with self._lock:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # also drops what waits to be let through
+            signal.signal(signal.SIGINT, self._heard)
+            self._raised = False
+            if self._gone or self._asked == number:
+                _interrupt()
+
+    def let_through(self) -> None:
+        """Let the task be stopped from here on; raises ``KeyboardInterrupt`` if it is to be already."""
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def hold(self) -> None:
+        """Hold it back from here on."""
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def again(self) -> None:
+        """Raise it once more where it was lost: what is raised in a finaliser goes nowhere."""
+        raised, self._raised = self._raised, False
+        if raised:
+            raise KeyboardInterrupt
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        self._raised = True
+        raise KeyboardInterrupt
+
+
+def _listen(pipe: Connection[Any, Any], questions: queue.SimpleQueue[dict[str, Any] | None], stops: _Stops) -> None:
     """Pass questions on; interrupt the one that is being answered when told to, or when the bridge is gone."""
     while True:
         try:
             message = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
-            _interrupt()  # a take that is being written is closed
+            stops.all()  # a take that is being written is closed
             questions.put(None)
             time.sleep(STOPPING_SECONDS)
             os._exit(1)
         if "stop" in message:
-            _interrupt()
+            stops.ask(message["stop"])
         else:
             questions.put(message)
 
@@ -367,10 +496,20 @@ def _interrupt() -> None:
 
 def _outcome(call: Call, question: dict[str, Any]) -> tuple[str, Any]:
     """Do a task; return what is to be told of its end, whatever that is."""
+    end: tuple[str, Any] = "interrupted", None
+    try:
+        try:
+            end = _end_of(call, question)
+        finally:
+            call.end()
+    except KeyboardInterrupt:
+        call.end()
+    return end
+
+
+def _end_of(call: Call, question: dict[str, Any]) -> tuple[str, Any]:
     try:
         return "done", TASKS[question["task"]](call, **question["arguments"])
-    except KeyboardInterrupt:
-        return "interrupted", None
     except MemoryError:
         return "memory", None
     except OSError as problem:
@@ -438,11 +577,39 @@ def _build(call: Call, files: list[str], out: str, meter: str, **options: Any) -
 
 
 def _take(call: Call, folder: str) -> Answer:
-    from bridge.recorder import TakeReader
+    from bridge.offline import read_take
 
     call.begin()
-    take = TakeReader(folder)
+    take = read_take(folder)
     return {"frames": take.frames, "samplerate": take.samplerate, "stems": take.stems, "lines": len(take.lines)}
+
+
+def _report(call: Call, folder: str, columns: int) -> Answer:
+    import io
+
+    from rich.console import Console
+
+    from bridge import report
+    from bridge.offline import read_take
+
+    call.begin()
+    take, text = read_take(folder), io.StringIO()
+    Console(file=text, width=columns, color_system=None).print(report.table(take))
+    try:
+        picture, _ = report.write(take)
+    except OSError as problem:
+        problem.filename = problem.filename or str(take.folder / "arrangement.png")
+        raise
+    return {"table": text.getvalue(), "picture": str(picture)}
+
+
+def _ways(call: Call, session: str, path: str | None) -> Answer:
+    from bridge.offline import check_lighter
+    from bridge.session import Session
+
+    call.begin()
+    check_lighter(Session.parse(session, path or "the session").placed(Path(path) if path else None))
+    return {}
 
 
 def _render(call: Call, session: str, path: str | None, source: str, out: str, blocksize: int) -> Answer:
@@ -484,6 +651,8 @@ TASKS: dict[str, Callable[..., Answer]] = {
     "corpus": _corpus,
     "build": _build,
     "take": _take,
+    "report": _report,
+    "ways": _ways,
     "render": _render,
     "replay": _replay,
 }

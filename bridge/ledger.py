@@ -26,7 +26,7 @@ RUNGS = {
 }
 """The ladder: what plays in a span, best first; 0 is a rest, which is no fault."""
 HOPS = {
-    "heard": "how much of what should have been heard by then was (0 is all of it)",
+    "heard": "how old the newest sound was that the agent had heard, beyond what was planned",
     "request": "how long before its time the final question went out (0 is on time)",
     "ready": "how long before the span the final answer was there",
     "mixed": "how long before it was heard the span was mixed",
@@ -101,12 +101,14 @@ class Margins:
 class Event:
     """Something that happened to an agent at a frame: ``"new worker"``, ``"lost worker"`` or ``"quarantine"``.
 
-    A new worker took over ``frames`` after the one before was found to be lost, where that is known.
+    A new worker took over ``frames`` after the one before was found to be lost, where that is known; ``cause`` is
+    why that one was.
     """
 
     frame: int
     what: str
     frames: int | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Course:
         Spans by rung; those that were not played by their final answer by cause. Of rests, only those that were not
         the agent's own wish have one.
     hops
-        For each hop that was written down, its steps.
+        For each hop that was written down, its steps; none in virtual time, where nothing can be late.
     finals, late_finals
         Final questions asked, and those whose answer was not there at the deadline.
     strays
@@ -189,8 +191,9 @@ class Course:
 
     @property
     def deserted(self) -> int:
-        """Workers that were lost and none came in their place."""
-        return sum(event.what == "lost worker" for event in self.events)
+        """Workers that were lost and none came in their place, not even later: those after the last that came."""
+        came = max((at for at, event in enumerate(self.events) if event.what == "new worker"), default=-1)
+        return sum(event.what == "lost worker" for event in self.events[came + 1 :])
 
     @property
     def away_ms(self) -> list[float]:
@@ -237,6 +240,20 @@ class _Lines:
         self.finals = {(line.agent, line.bar, line.beat) for line in take.requests if line.attempt == 1}
         self.strays = Counter(str(line.get("agent")) for line in take.lines if line.get("type") == "stray")
         self.first_bar = _first_bar(take.header)
+        self.virtual = is_virtual(take)
+
+
+def is_virtual(take: TakeReader) -> bool:
+    """Whether a take was made in virtual time: rendered or replayed, so that no margin says anything.
+
+    Only sound that is waited for has a time at which it was mixed. Takes of before know neither.
+    """
+    return any(span.hops for span in take.spans) and not is_live(take)
+
+
+def is_live(take: TakeReader) -> bool:
+    """Whether a take is known to have been played against the clock."""
+    return bool(take.outs) or any("mixed" in span.hops for span in take.spans)
 
 
 def _first_bar(header: Mapping[str, Any]) -> int | None:
@@ -257,7 +274,7 @@ def _course(take: TakeReader, agent: str, lines: _Lines) -> Course:
         spans=spans,
         rungs=Counter(span.rung for span in spans),
         causes=Counter(span.cause for span in spans if span.rung > 1 or (span.rung == 0 and span.cause)),
-        hops={hop: steps for hop in HOPS if (steps := list(_steps(hop, spans, lines.outs)))},
+        hops={hop: steps for hop in HOPS if not lines.virtual and (steps := list(_steps(hop, spans, lines.outs)))},
         finals=len(asked),
         late_finals=sum(span.cause == LATE for span in asked),
         strays=lines.strays[agent],
@@ -299,15 +316,23 @@ def _budgets(take: TakeReader, agent: str) -> list[tuple[int, int]]:
 
 
 def _events(take: TakeReader, agent: str, spans: Sequence[SpanLine]) -> Iterator[Event]:
-    """Yield what happened to an agent's workers; each generation but the first took over from a lost one."""
-    lost = {line.generation: line.frame for line in take.workers if line.agent == agent and line.event == "lost"}
+    """Yield what happened to an agent's workers; each generation but the first took over from a lost one.
+
+    One that was lost before it came on duty leaves the agent without a worker since the one before it was.
+    """
+    lost = {line.generation: line for line in take.workers if line.agent == agent and line.event == "lost"}
     came = {line.generation: line.frame for line in take.armed if line.agent == agent and line.generation > 0}
+    since: int | None = None
     for generation in sorted({*lost, *came}):
+        line = lost.get(generation)
+        cause = line.cause if line is not None else ""
+        if line is not None and since is None:
+            since = line.frame
         if generation in came:
-            since = lost.get(generation)
-            yield Event(came[generation], "new worker", None if since is None else came[generation] - since)
-        else:
-            yield Event(lost[generation], "lost worker")
+            yield Event(came[generation], "new worker", None if since is None else came[generation] - since, cause)
+            since = None
+        elif line is not None:
+            yield Event(line.frame, "lost worker", None, cause)
     told = [
         line["frame"]
         for line in take.lines
@@ -366,8 +391,22 @@ def account_words(found: Sequence[Course]) -> list[str]:
     if not total:
         return ["No agent has played a span."]
     if not lacking:
-        return [f"Every span of every agent is accounted for: {total:,}, each decided once, none missing."]
+        return [f"Every span of every agent is accounted for: {_sum_words(found)}; each decided once, none missing."]
     return [f"{course.agent}: {_lacks(course.account)}" for course in lacking]
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun, in the plural where it is not one."""
+    return f"{number:,} {what}" + ("s" if number != 1 else "")
+
+
+def _sum_words(found: Sequence[Course]) -> str:
+    """Say how many spans there are, so that every other sum of them can be told from it."""
+    sounded = sum(len(course.spans) for course in found)
+    rests = sum(course.rungs[0] for course in found)
+    beyond = sum(course.account.spans for course in found) - sounded
+    words = counted(sounded, "span") + (f", of them {counted(rests, 'rest')}" if rests else "")
+    return words + (f", and {beyond:,} that were to begin after the end" if beyond else "")
 
 
 def _hole_words(hole: Hole) -> str:
@@ -385,11 +424,13 @@ def _lacks(account: Account) -> str:
     parts = []
     if missing:
         more = len(account.missing) - _NAMED
-        parts.append(f"spans are missing {missing}" + (f" and at {more} more places" if more > 0 else ""))
+        parts.append(f"spans are missing {missing}" + (f" and at {counted(more, 'more place')}" if more > 0 else ""))
     if double:
         more = len(account.double) - _NAMED
-        parts.append(f"a span is there twice in bar {double}" + (f" and in {more} more bars" if more > 0 else ""))
-    return f"{account.spans:,} spans, but " + "; ".join(parts) + "."
+        parts.append(
+            f"a span is there twice in bar {double}" + (f" and in {counted(more, 'more bar')}" if more > 0 else "")
+        )
+    return f"{counted(account.spans, 'span')}, but " + "; ".join(parts) + "."
 
 
 _NAMED = 8

@@ -26,15 +26,16 @@ _EVENTS = {"new worker": "N", "lost worker": "L", "quarantine": "Q"}
 _DPI, _WIDTH, _FIELD, _ROW, _TOP, _BOTTOM = 150, 12.0, 2.3, 0.17, 1.5, 0.3  # inches
 _LEFT, _RIGHT, _GAP, _SEAM = 1.35, 0.25, 0.58, 0.08
 _LINEAR_MS, _FLOOR_MS = 10.0, 4.0
+_AXIS = f"ms to spare\n(logarithmic beyond \u00b1{_LINEAR_MS:.0f})"
 _COLUMNS = 500
 """Most dots of a hop; of more spans the worst of each so many is drawn."""
 _MOST_MARKS = 24
 
 
 def worth_drawing(found: Sequence[Course]) -> bool:
-    """Whether the picture says something: it was live, or something fell back or was late."""
+    """Whether the picture says something: it was live, or something fell back or was late; never in virtual time."""
     live = any(course.hops.get(hop) for course in found for hop in ("mixed", "out"))
-    return live or not all(course.well for course in found)
+    return live or (any(course.hops for course in found) and not all(course.well for course in found))
 
 
 def draw_margins(take: TakeReader, found: Sequence[Course], path: str | os.PathLike[str]) -> None:
@@ -117,7 +118,7 @@ def _field(axes: Axes, course: Course, take: TakeReader) -> None:
     _scale(axes, low, high)
     axes.axhspan(low, 0, facecolor="#b3001b12", linewidth=0, zorder=0)
     axes.axhline(0, color=_LATE, linewidth=1.0, zorder=2)
-    axes.set_ylabel("ms to spare", fontsize=8.5, color=_INK)
+    axes.set_ylabel(_AXIS, fontsize=8.5, color=_INK)
     for hop in shown:
         _dots(axes, hop, _worst(course.hops[hop], take.frames), rate, low)
     if course.budgets:
@@ -280,11 +281,12 @@ def _legend(figure: object, drawn: Sequence[Course], height: float) -> None:
     if any(step.late for course in drawn for hop in HOPS_DRAWN for step in course.hops.get(hop, ())):
         signs.append(
             Line2D(
-                [], [], color=_LATE, marker="o", linestyle="none", markersize=6.5, label="late; on the floor: never"
+                [], [], color=_LATE, marker="o", linestyle="none", markersize=6.5,
+                label="too late; at the very bottom: it never came",
             )
-        )
+        )  # fmt: skip
     if any(course.budgets for course in drawn):
-        signs.append(Line2D([], [], color=_BUDGET, linewidth=1.3, dashes=(5, 2.5), label="budget for an answer"))
+        signs.append(Line2D([], [], color=_BUDGET, linewidth=1.3, dashes=(5, 2.5), label="time an answer is given"))
     happened = {event.what for course in drawn for event in course.events}
     said = ", ".join(f"{letter} {what}" for what, letter in _EVENTS.items() if what in happened)
     if said:

@@ -16,8 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.app import engine_config, version
-from bridge.children import signals_held
+from bridge.app import engine_config, lighter_ways, version
+from bridge.gate import Wish
 from bridge.session import Session
 from bridge.tap import Tap, new_take, take_header
 from realtime.clock import FASTEST_BPM, SLOWEST_BPM
@@ -152,7 +152,10 @@ class Rendered:
     faults
         A sentence for each agent that failed.
     stems
-        After a replay, what became of each stem: ``"identical"``, ``"different"`` or ``"unknown"``.
+        After a replay, what became of each stem: ``"identical"``, ``"different"``, ``"unknown"``, or ``"changed"``
+        where it is as it was recorded, and the file in the take is not.
+    notes
+        After a replay, sentences about what is different, and from where on.
     """
 
     folder: Path
@@ -163,6 +166,7 @@ class Rendered:
     interrupted: bool = False
     faults: tuple[str, ...] = ()
     stems: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def realtime_factor(self) -> float:
@@ -176,7 +180,8 @@ class Rendered:
     @classmethod
     def heard(cls, told: dict[str, Any]) -> Rendered:
         """Return what :meth:`told` told."""
-        return cls(**{**told, "folder": Path(told["folder"]), "faults": tuple(told["faults"])})
+        lists = {name: tuple(told[name]) for name in ("faults", "notes")}
+        return cls(**{**told, **lists, "folder": Path(told["folder"])})
 
 
 def inline_band(
@@ -265,6 +270,7 @@ def render(
         In one sentence, before anything is written, if the session, a corpus or the file cannot be used.
     """
     spec = replace(session.spec(OFFLINE_LEAD), blocksize=blocksize)
+    check_lighter(session)
     config = engine_config(session, spec, live=False)
     doing(str(source))
     with contextlib.closing(FileInput(source, session.stream.samplerate, session.stream.inputs)) as audio:
@@ -273,6 +279,52 @@ def render(
         engine = inline_band(config, InlinePort, lambda line: lines.append(line), script=script, doing=doing)
         take = new_take(Path(out), config, take_header(config, version(), session.toml()))
         return _run(engine, take, lines, audio.read, audio.frames, progress)
+
+
+def check_lighter(session: Session) -> None:
+    """Build each agent in every lighter way to play that its entry lists, as it would be should it come to that.
+
+    Raises
+    ------
+    ValueError
+        In one sentence that names the key, if an option, a model or a corpus cannot be used.
+    """
+    for agent in session.agents:
+        for number, entry in enumerate(agent.lighter, 1):
+            key = f"agents.{agent.name}.lighter[{number}]"
+            try:
+                [way] = lighter_ways(session, agent.model_copy(update={"lighter": (entry,)}))
+            except ValueError as error:
+                raise ValueError(str(error).replace(f"agents.{agent.name}.", f"{key}.", 1)) from None
+            channels = int(way.options["channels"])
+            try:
+                build_agent(AgentConfig(agent.name, agent.kind, channels, dict(way.options), agent.listens))
+            except ValueError as error:
+                raise ValueError(f"{session.path or 'the session'}: {key}: {error}") from None
+
+
+def read_take(folder: str | os.PathLike[str]) -> TakeReader:
+    """Read a take of anybody's, and refuse one that nobody can have played.
+
+    Raises
+    ------
+    ValueError
+        In one sentence that names the file.
+    """
+    from bridge.recorder import LOG, TakeReader
+
+    take = TakeReader(folder)
+    log = take.folder / LOG
+    if not 8000 <= take.samplerate <= 192_000:
+        raise ValueError(f"{log}: its samplerate is {shown(take.samplerate)}; 8000 to 192000 are allowed")
+    if "engine" in take.header:
+        with _sense_in(log, "read"):
+            _check_bounds(decode(EngineConfig, take.header["engine"]), take)
+    for line in take.tempo:
+        if line.tempo is not None and not SLOWEST_BPM <= line.tempo <= FASTEST_BPM:
+            words = f"its tempo is {shown(float(line.tempo))}; {SLOWEST_BPM:g} to {FASTEST_BPM:g} are allowed"
+            raise ValueError(f"{log}, the tempo of bar {line.bar + 1}: {words}; was it edited?")
+    return take
 
 
 def replay(
@@ -321,7 +373,11 @@ def replay(
         heard = take.input(OFFLINE_BLOCKSIZE)
         again = new_take(Path(out), config, {key: take.header[key] for key in take.header if key not in _FRESH})
         done = _run(engine, again, lines, lambda frames: next(heard), take.frames, progress)
-        return done if done.interrupted else replace(done, stems=verdicts(take, TakeReader(done.folder)))
+        if done.interrupted:
+            return done
+        made = TakeReader(done.folder)
+        stems = verdicts(take, made)
+        return replace(done, stems=stems, notes=tuple(_differences(take, made, stems)))
 
 
 def _check_kinds(config: EngineConfig) -> None:
@@ -385,18 +441,18 @@ def _check_requests(take: TakeReader) -> None:
 
 
 @contextlib.contextmanager
-def _sense_in(folder: Path) -> Iterator[None]:
+def _sense_in(folder: Path, what: str = "replayed") -> Iterator[None]:
     """Put into words what comes of a take whose lines are right one by one and make no sense together."""
     try:
         yield
     except ValueError as error:
         if str(folder) in str(error):
             raise
-        raise ValueError(f"{folder} cannot be replayed: {error}") from None
+        raise ValueError(f"{folder} cannot be {what}: {error}") from None
     except (ArithmeticError, LookupError, TypeError, AttributeError, AssertionError, StopIteration) as error:
         words = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{folder} cannot be replayed: its lines make no sense together ({type(error).__name__}: {words}); "
+            f"{folder} cannot be {what}: its lines make no sense together ({type(error).__name__}: {words}); "
             "was it edited, or recorded by another version?"
         ) from None
 
@@ -419,29 +475,30 @@ def _run(
     every = max(1, spec.samplerate // 2)
     begin, interrupted = time.perf_counter(), False
 
-    def keep(done: int, end: int | None = None) -> None:
-        with signals_held():  # in the middle, it would leave a line or a stretch of sound twice in the take
-            tap.mark()
-            for line in lines:
-                faults.see(line)
-                take.log(line)
-            lines.clear()
-            tap.drain(end)
+    def keep() -> None:
+        tap.mark()
+        while lines:
+            faults.see(lines[0])
+            take.log(lines[0])
+            del lines[0]
+        tap.drain()
         engine.stopped = engine.stopped or bool(take.fault)  # what cannot be kept need not be made
-        progress(done, frames)
 
     def after_block(done: int) -> None:
         if done // every != (done - spec.blocksize) // every or done == frames:
-            keep(done)
+            keep()
+            progress(done, frames)
+        engine.stopped = engine.stopped or wish.felt
 
-    try:
-        OfflineStream(spec, read, frames, lambda block: None, after_block).run(engine)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        with signals_held():
-            keep(engine.mixed, engine.mixed)
-            made = take.close(engine.mixed, engine.summary())
+    with Wish() as wish:  # it ends between two blocks: in the middle, files would differ in what they have of it
+        try:
+            OfflineStream(spec, read, frames, lambda block: None, after_block).run(engine)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            keep()
+            made = take.close(counters=engine.summary())  # up to the last whole block, in all files
+    interrupted = interrupted or (wish.felt and made < frames)
     seconds = time.perf_counter() - begin
     return Rendered(take.folder, made, seconds, spec.samplerate, take.fault, interrupted, faults.sentences())
 
@@ -468,11 +525,63 @@ class _Faults:
 
 
 def verdicts(original: TakeReader, again: TakeReader) -> dict[str, str]:
-    """Say of every stem whether a replay gave the same bits: ``"identical"``, ``"different"``, ``"unknown"``."""
-    recorded = original.end.stems if original.end is not None else {}
+    """Say of every stem whether a replay gave the same bits, as :attr:`Rendered.stems` does."""
+    whole = original.end is not None and original.end.frames == original.frames
+    recorded = original.end.stems if original.end is not None and whole else {}
     found = {}
     for name in original.stems:
-        truth = recorded.get(name) or (original.stem_hash(name) if original.has(name) else "")
-        same = "identical" if truth == again.stem_hash(name) else "different"
-        found[name] = same if truth else "unknown"
+        kept = original.stem_hash(name) if original.has(name) else ""
+        truth = recorded.get(name) or kept
+        if truth != again.stem_hash(name):
+            found[name] = "different" if truth else "unknown"
+        else:
+            found[name] = "identical" if kept in ("", truth) else "changed"
     return found
+
+
+def _differences(original: TakeReader, again: TakeReader, stems: Mapping[str, str]) -> Iterator[str]:
+    """Say in sentences which stems are not as they were, from where on, and what is missing of the take."""
+    from bridge.recorder import LOG, stem_file
+
+    recorded = original.end.stems if original.end is not None else {}
+    for name, verdict in stems.items():
+        file = original.folder / stem_file(name)
+        if verdict == "changed" or (
+            verdict == "different" and original.has(name) and recorded.get(name, original.stem_hash(name)) !=
+            original.stem_hash(name)
+        ):  # fmt: skip
+            yield f"{file} was changed since it was recorded"
+        elif verdict == "different" and (frame := _first_difference(original, again, name)) is not None:
+            seconds = frame / original.samplerate
+            yield f"{name} is different from frame {frame} ({seconds:.1f} s) on; were lines taken out of the log?"
+    if any(verdict in ("different", "changed") for verdict in stems.values()):
+        if original.end is None:
+            frame = _last_told(original)
+            yield (
+                f"{original.folder / LOG} stops after {len(original.lines)} lines, at frame {frame} "
+                f"({frame / original.samplerate:.1f} s) of {original.frames}; it has no last line"
+            )
+        elif original.end.frames != original.frames:
+            yield f"{original.folder}: {original.end.frames} frames were recorded, its files hold {original.frames}"
+
+
+def _first_difference(original: TakeReader, again: TakeReader, name: str) -> int | None:
+    """Return the first frame of a stem that is different, ``None`` where there is no sound to compare."""
+    import numpy as np
+
+    if not original.has(name):
+        return None
+    at = 0
+    for one, other in zip(original.stem_blocks(name), again.stem_blocks(name), strict=False):
+        frames = min(len(one), len(other))
+        different = np.flatnonzero((one[:frames] != other[:frames]).any(axis=1))
+        if len(different):
+            return at + int(different[0])
+        at += frames
+    return at
+
+
+def _last_told(take: TakeReader) -> int:
+    """Return the last frame of which the log tells that it was reached."""
+    told = (line.get(key) for line in take.lines for key in ("posted", "arrived") if line["type"] != "span")
+    return max((frame for frame in told if type(frame) is int), default=0)

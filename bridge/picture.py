@@ -29,7 +29,7 @@ from bridge.figures import (
     tempi,
     tempo_marks,
 )
-from bridge.ledger import RUNGS
+from bridge.ledger import RUNGS, counted
 from bridge.recorder import TakeReader
 from realtime.protocols import Piece
 
@@ -165,7 +165,9 @@ class _Picture:
         self._text(28, 34, title, 19, weight="bold")
         self._text(28, 66, f"{length(self.take)}, {tempi(self.take)}", 10.5, _SOFT)
         if spans:
-            text = f"{final} of {len(spans)} spans played by their final clip"
+            rests = sum(span.rung == 0 for part in self.parts for span in part.spans)
+            text = f"{final} of {counted(len(spans), 'span')} played by their final clip"
+            text += f", {counted(rests, 'rest')} besides" if rests else ""
             self._text(WIDTH - _RIGHT, 66, text, 10.5, _SOFT, ha="right")
 
     def _lanes(self) -> None:

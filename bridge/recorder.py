@@ -233,13 +233,19 @@ class JoinLine:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
-    """From ``frame`` on an agent is given so many frames for an answer, by what its answers took (seconds)."""
+    """From ``frame`` on an agent is given so many frames for an answer, by what its answers took (seconds).
+
+    Of few answers the slow end may have been written down as less than the middle; it is never read as that.
+    """
 
     agent: str
     frame: int
     budget_frames: int
     p50_seconds: float = 0.0
     p99_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "p99_seconds", max(self.p50_seconds, self.p99_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,12 +260,16 @@ class ArmedLine:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLine:
-    """Something else became of an agent's worker: ``event`` is ``"lost"`` when ``generation`` was to take over."""
+    """Something else became of an agent's worker: ``event`` is ``"lost"`` when ``generation`` was to take over.
+
+    ``cause`` says in words why, where it is known: "killed by signal 9", "no sign of life for 1.0 s".
+    """
 
     agent: str
     frame: int
     generation: int
     event: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -753,7 +763,16 @@ class TakeReader:
 
 def _read_lines(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
     """Return the numbered lines of ``take.jsonl``, and whether a last, unfinished one was left out."""
-    path = folder / LOG
+    try:
+        return _lines_of(folder, folder / LOG)
+    except MemoryError:
+        size = (folder / LOG).stat().st_size
+        raise ValueError(
+            f"{folder / LOG}: its {size / 1e6:.0f} MB are more than there is memory for; was it damaged?"
+        ) from None
+
+
+def _lines_of(folder: Path, path: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise ValueError(f"{folder}: found {found}, expected the folder of a take; is the path right?")

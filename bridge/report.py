@@ -6,17 +6,30 @@ All of it is made from the take on disk alone, so it can be made again at any ti
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bridge.figures import Part, clock, length, summarise, tempi
-from bridge.ledger import HOPS, RUNGS, Course, Margins, account_words, cause_words, courses
+from bridge.figures import Part, clock, length, place, summarise, tempi
+from bridge.ledger import (
+    HOPS,
+    RUNGS,
+    Course,
+    Event,
+    Margins,
+    account_words,
+    cause_words,
+    counted,
+    courses,
+    is_live,
+    is_virtual,
+)
 from bridge.margins import draw_margins, worth_drawing
 from bridge.picture import draw
-from bridge.recorder import LOG, MIX, TakeReader
+from bridge.recorder import LOG, MIX, TakeReader, XrunLine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,12 +51,13 @@ def table(take: TakeReader, realtime_factor: float | None = None) -> Table:
         caption_justify="left",
     )
     parts = summarise(take)
-    result.caption = f"{_legend(take)} {_MARGIN}"
+    result.caption = _legend(take)
     if not all(part.course.account.whole for part in parts):
         result.caption += " " + " ".join(account_words([part.course for part in parts]))
     if realtime_factor is not None:
         result.caption = f"Rendered {realtime_factor:.1f} times as fast as it sounds. {result.caption}"
-    heads = ["agent", "bars", "spans", *map(str, _shown_rungs(take)), "rest", "margin\nmin ms", "\nmedian"]
+    margins = [] if is_virtual(take) else ["margin\nmin ms", "\nmedian"]
+    heads = ["agent", "bars", "spans", *map(str, _SHOWN), "rest", *margins]
     for head in (*heads, "units", "dis-\ntinct", "stret-\nched", "peak\ndBFS"):
         result.add_column(head, justify="left" if head == "agent" else "right", no_wrap=True)
     for part in parts:
@@ -55,20 +69,20 @@ _MARGIN = "Margin: how long before it was needed an answer was there."
 
 
 def _legend(take: TakeReader) -> str:
-    """Say what the columns of the rungs count."""
-    names = ", ".join(f"{rung} {RUNGS[rung]}" for rung in _shown_rungs(take))
-    return f"Spans by what played: {names}."
+    """Say what the columns of the rungs count, and the margins where there are any."""
+    names = ", ".join(f"{rung} {RUNGS[rung]}" for rung in _SHOWN)
+    return f"Spans by what played: {names}." + ("" if is_virtual(take) else f" {_MARGIN}")
 
 
-def _shown_rungs(take: TakeReader) -> list[int]:
-    """Rungs 1, 2, 4 and 5 always; 3, the corpus's, where it was needed."""
-    return [rung for rung in RUNGS if rung in (1, 2, 4, 5) or (rung == 3 and any(s.rung == 3 for s in take.spans))]
+_SHOWN = [rung for rung in RUNGS if rung]
+"""Rungs with a column of their own: all that are not rests, whether they were needed or not."""
 
 
 def _row(take: TakeReader, part: Part) -> list[str]:
-    rungs = [str(part.course.rungs[rung]) for rung in (*_shown_rungs(take), 0)]
+    rungs = [str(part.course.rungs[rung]) for rung in (*_SHOWN, 0)]
     units = [str(len(part.units)), str(len(set(part.units))), str(part.stretched)]
-    return [part.agent, str(part.course.bars), str(len(part.spans)), *rungs, *_margins(part), *units, _peak(part)]
+    margins = () if is_virtual(take) else _margins(part)
+    return [part.agent, str(part.course.bars), str(len(part.spans)), *rungs, *margins, *units, _peak(part)]
 
 
 def _margins(part: Part) -> tuple[str, str]:
@@ -94,7 +108,7 @@ def markdown(take: TakeReader, realtime_factor: float | None = None) -> str:
         lines += ["![The arrangement](arrangement.png)", ""]
     lines += _troubles(take)
     lines += ["## Agents", "", *_grid(_agent_table(take, parts)), ""]
-    lines += [f"{_legend(take)} {_MARGIN}", ""]
+    lines += [_legend(take), ""]
     if realtime_factor is not None:
         lines += [f"Rendered at {realtime_factor:.1f} times real time.", ""]
     lines += _time(take, [part.course for part in parts])
@@ -109,7 +123,7 @@ def markdown(take: TakeReader, realtime_factor: float | None = None) -> str:
 def _troubles(take: TakeReader) -> list[str]:
     troubles = [take.fault] if take.fault else []
     if take.end is None:
-        troubles.append("The take has no last line: the recording was cut off, and ends with its shortest file.")
+        troubles.append("The take was not closed properly: it has no last line, and ends with its shortest file.")
     if take.xruns:
         times, frames = Counter[str](), Counter[str]()
         for xrun in take.xruns:
@@ -136,8 +150,8 @@ def _times(count: int) -> str:
 
 
 def _agent_table(take: TakeReader, parts: Sequence[Part]) -> list[list[str]]:
-    rungs = [f"rung {rung}" for rung in _shown_rungs(take)]
-    margins = ["margin min (ms)", "median (ms)"]
+    rungs = [f"rung {rung}" for rung in _SHOWN]
+    margins = [] if is_virtual(take) else ["margin min (ms)", "median (ms)"]
     units = ["units", "distinct", "stretched"]
     head = ["agent", "bars", "spans", *rungs, "rests", *margins, *units, "peak (dBFS)"]
     return [head, *(_row(take, part) for part in parts)]
@@ -147,17 +161,22 @@ def _agent_table(take: TakeReader, parts: Sequence[Part]) -> list[list[str]]:
 
 
 def _time(take: TakeReader, found: Sequence[Course]) -> list[str]:
-    """Tell what played and why, and how much time there was to spare; short where all went well."""
+    """Tell what happened, what played and why, and how much time there was to spare; short where all went well."""
     if not any(course.spans for course in found):
         return []
-    lines = ["## How the time went", "", *account_words(found), ""]
-    if all(course.well for course in found):
-        lines += ["All went well: every span was played by its final answer, and every answer was there in time.", ""]
+    happened, well = happenings(take, found), all(course.well for course in found)
+    lines = ["## How the time went", ""]
+    if happened:
+        lines += ["### What happened", "", *(f"- {place(take, told.frame)}: {told.words}" for told in happened), ""]
+    lines += [*account_words(found), ""]
+    if well:
+        begin = "The band itself played as it should" if happened else "All went well"
+        lines += [f"{begin}: every span was played by its final answer, and every answer was there in time.", ""]
     else:
         lines += [*_grid(_rung_table(found)), "", _RUNG_NOTE, ""]
         causes = _cause_table(found)
         lines += [*_grid(causes), ""] if len(causes) > 1 else []
-        lines += _events(take, found)
+        lines += _remarks(found)
     margins = _margin_table(found)
     if len(margins) > 1:
         lines += [*_grid(margins), "", _margin_note(found), ""]
@@ -208,43 +227,180 @@ def _cause_table(found: Sequence[Course]) -> list[list[str]]:
 _MOST_CAUSES = 12
 
 
-def _events(take: TakeReader, found: Sequence[Course]) -> list[str]:
-    """Tell of quarantines, and of answers that nobody waited for."""
+def _remarks(found: Sequence[Course]) -> list[str]:
+    """Tell how long the agents were without a worker, and of answers that nobody waited for."""
     lines = []
     for course in found:
-        if course.quarantined is not None:
-            when = clock(max(0, course.quarantined) / take.samplerate)
-            lines.append(
-                f"{course.agent} was put in quarantine at {when}: its worker had failed again and again, so its part "
-                "fades out and it is asked no more."
-            )
-        if away := course.away_ms:
+        if len(away := course.away_ms) > 1:
             lines.append(
                 f"{course.agent}: a new worker was on duty {median(away):.0f} ms after the old one was found to be "
                 f"lost (median of {len(away)}; {max(away):.0f} ms at most)."
             )
-        if course.deserted:
-            lines.append(
-                f"{course.agent} lost its worker {_times(course.deserted)}, and none was there in its place."
-            )
         if course.strays:
-            lines.append(f"{course.agent} sent {course.strays:,} answers that nobody waited for any more.")
+            lines.append(f"{course.agent} sent {counted(course.strays, 'answer')} that nobody waited for any more.")
     return [text for line in lines for text in (line, "")]
+
+
+# What happened
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that went otherwise than it should, at a frame, in words."""
+
+    frame: int
+    words: str
+
+
+def happenings(take: TakeReader, found: Sequence[Course]) -> list[Happening]:
+    """Return all that went otherwise than it should, in order of time; nothing where all went well."""
+    told = [*_endings(take), *_losses(take)]
+    for course in found:
+        told += [*_workers(course), *_falls(course), *_late(course)]
+    return sorted(told, key=lambda happening: happening.frame)
+
+
+def _endings(take: TakeReader) -> Iterator[Happening]:
+    """Tell of a recording or an engine that ended before it was told to."""
+    if take.fault:
+        yield Happening(take.frames, f"the recording ended early. {take.fault}.")
+    elif take.end is None:
+        yield Happening(
+            take.frames,
+            "the take ends here and was not closed properly: the recorder, or everything, was killed. What was "
+            "recorded up to here is kept; whether the music went on is not known.",
+        )
+    elif is_live(take) and not any(line.get("type") == "counters" for line in take.lines):
+        yield Happening(
+            take.frames,
+            "the engine ended early, without being told to and without a last word: the music stopped here.",
+        )
+
+
+def _losses(take: TakeReader) -> Iterator[Happening]:
+    """Tell of sound that did not leave the device: the first few places for each cause, the others in a sum."""
+    by_cause: defaultdict[tuple[str, bool], list[XrunLine]] = defaultdict(list)
+    for xrun in take.xruns:
+        by_cause[xrun.cause or "an xrun", xrun.frames > 0].append(xrun)
+    for (cause, known), xruns in by_cause.items():
+        if not known:
+            more = f", on {len(xruns):,} occasions until {place(take, xruns[-1].frame)}"
+            yield Happening(xruns[0].frame, cause + (more if len(xruns) > 1 else "") + ".")
+            continue
+        for xrun in xruns[:_MOST_TOLD]:
+            until = place(take, xrun.frame + xrun.frames)
+            yield Happening(
+                xrun.frame,
+                f"{_duration(take, xrun.frames)} of sound did not leave the device, until {until}: {cause}.",
+            )
+        if more_of_them := xruns[_MOST_TOLD:]:
+            lost = _duration(take, sum(xrun.frames for xrun in more_of_them))
+            where = f"in {counted(len(more_of_them), 'place')} until {place(take, more_of_them[-1].frame)}"
+            yield Happening(more_of_them[0].frame, f"{lost} more did not leave the device, {where}: {cause}.")
+
+
+_MOST_TOLD = 6
+
+
+def _duration(take: TakeReader, frames: int) -> str:
+    seconds = frames / take.samplerate
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{max(0.1, 1000 * seconds):.{0 if seconds >= 0.01 else 1}f} ms"
+
+
+def _workers(course: Course) -> Iterator[Happening]:
+    """Tell what became of an agent's workers: the first few times, the others in a sum."""
+    told = list(_gaps(course))
+    yield from told[:_MOST_TOLD]
+    if more := told[_MOST_TOLD:]:
+        yield Happening(more[0].frame, f"{course.agent} lost its worker {_times(len(more))} more.")
+        if course.deserted:
+            yield more[-1]
+    if course.quarantined is not None:
+        yield Happening(
+            max(0, course.quarantined),
+            f"{course.agent} was put in quarantine: its worker had failed again and again, so its part fades out and "
+            "it is asked no more.",
+        )
+
+
+def _gaps(course: Course) -> Iterator[Happening]:
+    """Yield each time an agent was without a worker, from the one that was lost to the one that took over."""
+    lost: list[Event] = []
+    for event in course.events:
+        if event.what == "lost worker":
+            lost.append(event)
+        elif event.what == "new worker":
+            away = event.frames
+            after = "" if away is None else f" {max(1, round(1000 * away / course.samplerate))} ms later"
+            first = event.frame - (away or 0)
+            yield Happening(first, f"{_lost(course, [*lost, event])}; a new one was on duty{after}.")
+            lost = []
+    if lost:
+        yield Happening(lost[0].frame, f"{_lost(course, lost)}; none came in its place.")
+
+
+def _lost(course: Course, events: Sequence[Event]) -> str:
+    """Say that an agent lost its worker, and how many more before one of them came on duty."""
+    causes = ", then ".join(dict.fromkeys(event.cause for event in events if event.cause))
+    more = len(events) - 1
+    others = f", and {more:,} more that {'was' if more == 1 else 'were'} to take over" if more else ""
+    return f"{course.agent} lost its worker" + (f" ({causes})" if causes else "") + others
+
+
+def _falls(course: Course) -> Iterator[Happening]:
+    """Tell where an agent fell back, or that it never played."""
+    if course.fallen:
+        first, last = course.fallen[0], course.fallen[-1]
+        kinds = ", ".join(f"{course.rungs[rung]:,} {RUNGS[rung]}" for rung in _SHOWN[1:] if course.rungs[rung])
+        until = f", the last in bar {last.bar + 1}" if last is not first else ""
+        words = f"{course.agent} fell back in {counted(len(course.fallen), 'span')}{until}: {kinds}."
+        yield Happening(first.start, words)
+    elif course.late_finals:
+        count = counted(course.late_finals, "final answer")
+        yield Happening(course.spans[0].start, f"{count} of {course.agent} came too late.")
+    if course.spans and all(span.rung == 0 and span.cause for span in course.spans):
+        why = cause_words(course.spans[0].cause)
+        yield Happening(course.spans[0].start, f"{course.agent} never played: {why}.")
+
+
+def _late(course: Course) -> Iterator[Happening]:
+    """Tell of spans that began too late for the loudspeaker."""
+    for hop, words in (("mixed", "mixed too late"), ("out", "lost on the way out as they began")):
+        if late := [step.span for step in course.hops.get(hop, ()) if step.late]:
+            verb = "was" if len(late) == 1 else "were"
+            said = words.replace("they", "it") if len(late) == 1 else words
+            yield Happening(late[0].start, f"{counted(len(late), 'span')} of {course.agent} {verb} {said}.")
 
 
 def _margin_table(found: Sequence[Course]) -> list[list[str]]:
     hops = _hops(found)
-    rows = [["agent", *(f"{hop} (ms)" for hop in hops), "late"]]
+    rows = [["agent", *(f"{hop}, age (ms)" if hop == "heard" else f"{hop} (ms)" for hop in hops), "late"]]
     for course in found:
         margins = [course.margins(hop) for hop in hops]
         if any(margin.count for margin in margins):
             late = ", ".join(f"{m.late:,} {hop}" for hop, m in zip(hops, margins, strict=True) if _counts(hop, m))
-            rows.append([course.agent, *map(_three, margins), late or "-"])
+            cells = [_three(m, -1 if hop == "heard" else 1) for hop, m in zip(hops, margins, strict=True)]
+            rows.append([course.agent, *cells, late or "-"])
     return rows
 
 
 def _hops(found: Sequence[Course]) -> list[str]:
-    return [hop for hop in HOPS if any(course.hops.get(hop) for course in found)]
+    """Return the hops to tell of: what was heard only where it was older than hearing itself makes it."""
+    return [
+        hop
+        for hop in HOPS
+        if any(course.hops.get(hop) for course in found) and (hop != "heard" or any(map(_deaf, found)))
+    ]
+
+
+def _deaf(course: Course) -> bool:
+    """Whether what the agent had heard was ever notably old."""
+    worst = course.margins("heard").worst_ms
+    return worst is not None and worst <= -_HEARING_MS
+
+
+_HEARING_MS = 20
+"""Hearing goes in hops of its own, so what was heard is always a few milliseconds old."""
 
 
 def _counts(hop: str, margins: Margins) -> bool:
@@ -252,13 +408,13 @@ def _counts(hop: str, margins: Margins) -> bool:
     return margins.late > 0 and hop != "heard"
 
 
-def _three(margins: Margins) -> str:
-    """Return median, first percentile and worst."""
+def _three(margins: Margins, sign: int = 1) -> str:
+    """Return median, first percentile and worst, an age where ``sign`` is -1."""
     if not margins.count:
         return "-"
     if margins.median_ms is None or margins.p1_ms is None or margins.worst_ms is None:
         return "never"
-    return f"{round(margins.median_ms)} / {round(margins.p1_ms)} / {round(margins.worst_ms)}"
+    return " / ".join(str(sign * round(ms)) for ms in (margins.median_ms, margins.p1_ms, margins.worst_ms))
 
 
 def _margin_note(found: Sequence[Course]) -> str:
@@ -280,6 +436,7 @@ def _fallbacks(parts: Sequence[Part]) -> list[str]:
         for s in part.spans
         if s.key in part.joined
     }
+    head = ["bar", "beat", "agent", "rung", "cause", "final answer came in after"]
     rows = [
         [
             str(s.bar + 1),
@@ -291,7 +448,7 @@ def _fallbacks(parts: Sequence[Part]) -> list[str]:
         ]
         for s in fallen[:_MOST_FALLBACKS]
     ]
-    lines = ["## Fallbacks", "", *_grid([["bar", "beat", "agent", "rung", "cause", "joined after"], *rows]), ""]
+    lines = ["## Fallbacks", "", *_grid([head, *rows]), ""]
     if (more := len(fallen) - _MOST_FALLBACKS) > 0:
         lines += [f"And {more:,} more; each has its line in `{LOG}`.", ""]
     return lines

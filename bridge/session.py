@@ -368,8 +368,18 @@ class Session(_Table):
                 table["corpus"] = str(self.locate(agent.corpus))
             if agent.model and not _by_name(agent.model):
                 table["model"] = str(self.locate(agent.model))
+            table["lighter"] = [self._located(way) for way in agent.lighter]
         tables["take"]["folder"] = str(self.locate(self.take.folder))
         return tomlkit.dumps(_listed(tables))
+
+    def _located(self, way: dict[str, Any]) -> dict[str, Any]:
+        """Return a lighter way with its paths made absolute."""
+        paths = {
+            name: str(self.locate(way[name]))
+            for name in ("corpus", "model")
+            if way.get(name) and not (name == "model" and _by_name(way[name]))
+        }
+        return way | paths
 
     def placed(self, path: Path | None) -> Session:
         """Return this session as one that was read from ``path``: that is what its errors name."""
@@ -602,6 +612,7 @@ def _agent(session: Session, agent: AgentTable) -> Iterator[_ClashError]:
         yield _ClashError(
             f"{path}.corpus", f'is {_said_found(agent.corpus)}; an echo has none (did you mean kind = "corpus"?)'
         )
+    yield from _lighter(agent)
     for key_name, names in (("listens", (agent.listens,)), ("follows", agent.follows)):
         allowed = ["input", *others] if key_name == "listens" else others
         for name in names:
@@ -612,6 +623,36 @@ def _agent(session: Session, agent: AgentTable) -> Iterator[_ClashError]:
                 yield _ClashError(f"{path}.{key_name}", words)
     if len(set(agent.follows)) < len(agent.follows):
         yield _ClashError(f"{path}.follows", f"is {_said_found(list(agent.follows))}; it takes each name once")
+
+
+def _lighter(agent: AgentTable) -> Iterator[_ClashError]:
+    """Check what of the lighter ways can be told without the kind's own options."""
+    keys = [name for name in AgentTable.model_fields if name not in ("model", "corpus", "options", "lighter")]
+    keys.append("source")  # it is what listens says
+    for number, way in enumerate(agent.lighter, 1):
+        path = f"agents.{agent.name}.lighter[{number}]"
+        if not way:
+            yield _ClashError(
+                path, "changes nothing; it takes model, corpus or the kind's options, as { model = '' }"
+            )
+        for name in ("model", "corpus"):
+            if name in way and not (isinstance(way[name], str) and len(way[name]) <= 1000):
+                words = AgentTable.model_fields[name].description
+                yield _ClashError(f"{path}.{name}", f"is {_said_found(way[name])}; it takes {words}")
+        if "corpus" in way and (agent.kind == "echo" or not way["corpus"]):
+            words = "an echo has none" if agent.kind == "echo" else "a corpus agent takes a folder, in quotes"
+            yield _ClashError(f"{path}.corpus", f"is {_said_found(way['corpus'])}; {words}")
+        for name in way:
+            if name not in ("model", "corpus") and (meant := _meant(name, ("model", "corpus"))):
+                words = "it takes model, corpus and the kind's options"
+                yield _ClashError(f"{path}.{_bare(name)}", f"is not known{meant}; {words}")
+        if "options" in way:
+            words = "stands there as a table; the kind's options are named beside model, as { taboo = 4 }"
+            yield _ClashError(f"{path}.options", words)
+        for name in keys:
+            if name in way:
+                words = "cannot be changed in a lighter way; it takes model, corpus and the kind's options"
+                yield _ClashError(f"{path}.{name}", words)
 
 
 def _rings(session: Session) -> Iterator[_ClashError]:

@@ -388,7 +388,7 @@ class Supervisor:
             self.nobody = "nobody is left to play: this machine is too slow for each agent of the session"
 
     def _timed(self, one: Member, now_ns: int) -> Cost | None:
-        """Return what an agent's process that was timed and stands by has found; one that found nonsense has failed."""
+        """Return the cost of an agent whose process was timed and stands by; one that says nonsense has failed."""
         watch = self._watches[one.name]
         if self._see(one, watch.duty).state != STATE_MEASURED:
             return None

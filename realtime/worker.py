@@ -564,14 +564,14 @@ class ProcessPort:
         self._recent.append(seconds)
         if self._config.budget_seconds or len(self._recent) < 2:
             return
-        slow = BUDGET_MARGIN * sorted(self._recent)[-2]
+        ordered = sorted(self._recent)
+        slow = BUDGET_MARGIN * ordered[-2]
         enough = len(self._recent) >= LEAST_REPLIES
         self._budget_seconds = slow if enough else max(slow, self._budget_seconds)
         if abs(self._budget_seconds - self._told_seconds) > BUDGET_CHANGE * self._told_seconds:
             self._told_seconds = self._budget_seconds
             self._tell({"type": "budget", "budget_frames": self.budget_frames(),
-                        "p50_seconds": sorted(self._recent)[len(self._recent) // 2],
-                        "p99_seconds": slow / BUDGET_MARGIN})  # fmt: skip
+                        "p50_seconds": ordered[(len(ordered) - 1) // 2], "p99_seconds": ordered[-2]})  # fmt: skip
 
     def _tell(self, line: dict[str, object]) -> None:
         """Keep a line for the take until it is known which frame it is."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,8 @@ import pytest
 import soundfile
 from fakes import tones
 
-from bridge.cli import run
+from bridge.children import signals_held
+from bridge.cli import IMPORTING_SECONDS, INTERRUPTED, run
 from bridge.gate import Answer, Call, Gate, Hear, _answer, _outcome
 from bridge.recorder import TakeReader
 from bridge.session import Session
@@ -28,6 +31,7 @@ from realtime.clock import Meter
 from realtime.protocols import Block
 
 RATE = 16000
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name))
 ROOT = Path(__file__).resolve().parent.parent
 SESSION = """\
 [session]
@@ -89,7 +93,7 @@ def _bad_sounds(folder: Path, player: Block) -> None:
 
 def call(*arguments: object) -> int:
     """Run a command in this process and return its exit code."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     try:
         run([str(argument) for argument in arguments])
     except SystemExit as ended:
@@ -388,6 +392,74 @@ def test_a_session_is_written_built_rendered_and_replayed(sideman: Command, room
     )
 
 
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("{ taboo = 'x' }", "agents.keys.lighter[1]: agent 'keys': option taboo is 'x'; it takes a whole number"),
+        ("{ tabu = 4 }", "agents.keys.lighter[1]: agent 'keys': the kind corpus takes no 'tabu'"),
+        ("{ corpus = 'none' }", "agents.keys.lighter[1].corpus: "),
+    ],
+)
+def test_a_lighter_way_that_cannot_be_used_is_refused_before_it_is_needed(
+    sideman: Command, room: Path, tmp_path: Path, way: str, words: str
+) -> None:
+    session, take = tmp_path / "session.toml", tmp_path / "take"
+    keys = KEYS.replace('"corpus"\n', f'"{room}/corpus"\n').replace(f'kind = "{room}/corpus"', 'kind = "corpus"')
+    session.write_text(f"{SESSION}{keys}lighter = [{way}]\n")
+    refused(sideman("render", session, "--input", room / "player.wav", "--out", take), str(session), words)
+    refused(sideman("play", session, "--out", take), str(session), words)
+    assert not take.exists()
+
+
+@pytest.fixture(scope="module")
+def echo_take(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small take, for copies of it to be damaged."""
+    folder = tmp_path_factory.mktemp("echo") / "take"
+    assert call("render", room / "echo.toml", "--input", room / "player.wav", "--out", folder, "--no-report") == 0
+    return folder
+
+
+def damaged(take: Path, out: Path, edit: Callable[[list[dict[str, Any]]], object]) -> Path:
+    """Return a copy of a take whose lines were edited."""
+    shutil.copytree(take, out)
+    lines = [json.loads(line) for line in (out / "take.jsonl").read_text().splitlines()]
+    edit(lines)
+    (out / "take.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return out
+
+
+def test_a_take_is_drawn_again(sideman: Command, echo_take: Path, tmp_path: Path) -> None:
+    take = damaged(echo_take, tmp_path / "take", lambda lines: None)
+    shown = sideman("report", take)
+    assert (shown.code, shown.err) == (0, "")
+    assert "echo" in shown.out
+    assert f"picture in {take / 'arrangement.png'}" in shown.out
+    assert (take / "report.md").stat().st_size > 0
+
+
+def test_a_damaged_take_is_not_drawn(
+    sideman: Command, echo_take: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = damaged(echo_take, tmp_path / "fast", lambda lines: lines[1].update(tempo="1000000000"))
+    refused(sideman("report", fast), f"{fast}/take.jsonl", "its tempo is 1000000000", "20 to 400 are allowed")
+
+    def too_much(path: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", too_much)
+    refused(sideman("report", echo_take), f"{echo_take}/take.jsonl", "more than there is memory for")
+
+
+def test_a_replay_that_is_different_ends_with_code_1(sideman: Command, echo_take: Path, tmp_path: Path) -> None:
+    def cut(lines: list[dict[str, Any]]) -> None:
+        del lines[next(i for i, line in enumerate(lines) if line["type"] == "reply") :]
+
+    again = sideman("replay", damaged(echo_take, tmp_path / "cut", cut))
+    assert again.code == 1
+    assert "echo: different" in again.out
+    assert "take.jsonl stops after" in again.err
+
+
 def test_a_new_session_has_the_tempo_of_its_corpus_and_names_that_fit(
     sideman: Command, room: Path, tmp_path: Path
 ) -> None:
@@ -427,7 +499,7 @@ def test_what_an_agent_fails_at_is_told(
 
 def commands() -> list[list[str]]:
     return [
-        [], ["demo"], ["render"], ["replay"], ["play"], ["devices"], ["models"], ["bench"], ["corpus"],
+        [], ["demo"], ["render"], ["replay"], ["report"], ["play"], ["devices"], ["models"], ["bench"], ["corpus"],
         ["corpus", "build"], ["corpus", "info"], ["session"], ["session", "new"],
     ]  # fmt: skip
 
@@ -441,6 +513,13 @@ def test_every_command_explains_itself(sideman: Command, command: list[str]) -> 
     assert len(text.split()) > 8, "no sentence says what it does"
     assert not re.search(r"--[a-z]+ <", ended.out), "an option's value is named by a type"
     assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_the_help_of_the_bench_names_every_suite(sideman: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    suites = list(importlib.import_module("bench").suites())
+    named = f"The suites are {', '.join(suites[:-1])} and {suites[-1]};"
+    assert named in " ".join(sideman("bench", "--help").out.split())
 
 
 @pytest.mark.parametrize("arguments", [["render"], ["nosuch"], ["render", "--nope"], ["play", "--bpm"]])
@@ -582,6 +661,45 @@ def test_ctrl_c_while_rendering_and_replaying_keeps_the_take(
         assert 2 * RATE <= kept.frames < 600 * RATE
         assert kept.stem_hash("echo") == kept.end.stems["echo"]
     assert TakeReader(again).frames < TakeReader(take).frames
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such timer")
+def test_ctrl_c_in_an_import_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pressed_in_import.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = False
+
+    def app(arguments: object, prog_name: str) -> None:
+        nonlocal whole
+        whole = importlib.import_module("pressed_in_import").whole
+        with signals_held():  # a child is being born
+            time.sleep(5 * IMPORTING_SECONDS)
+            whole = whole and bool(signal.sigpending())
+        time.sleep(60)
+
+    monkeypatch.setattr("bridge.cli.app", app)
+    assert call() == INTERRUPTED
+    assert whole
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6, 0.9, 1.2])
+def test_ctrl_c_at_any_moment_ends_a_render_in_order(
+    start: Callable[..., Process], room: Path, long_player: Path, tmp_path: Path, seconds: float
+) -> None:
+    """Wherever it comes, in Python's start, an import or the music: the moments are only spread, not counted on."""
+    take = tmp_path / "take"
+    process = start("render", room / "echo.toml", "--input", long_player, "--out", take, "--no-report")
+    time.sleep(seconds)
+    process.signal_group(signal.SIGINT)
+    ended = process.end()
+    assert ended.code in (130, -signal.SIGINT), ended  # the second: before there was any Python
+    assert "Exception" not in ended.err
+    if take.exists():
+        kept = TakeReader(take)
+        assert kept.end is not None
+        assert kept.pads == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes as Linux shows them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import soundfile
 from fakes import tones
 
 from bridge import app, gate
-from bridge.gate import SENTENCE_CHARS, Gate, GateError, Sparing, time_for
+from bridge.gate import SENTENCE_CHARS, Gate, GateError, Sparing, Wish, _Stops, time_for
 from bridge.offline import Rendered
 from bridge.recorder import TakeReader
 from bridge.session import MODELS, Session
@@ -207,7 +208,7 @@ def test_the_death_of_a_render_names_who_was_at_work_and_what_is_kept(tmp_path: 
 
 
 def test_what_was_rendered_travels_as_json() -> None:
-    rendered = Rendered(Path("take"), 3, 0.5, RATE, "full", True, ("one", "two"), {"keys": "identical"})
+    rendered = Rendered(Path("take"), 3, 0.5, RATE, "full", True, ("one", "two"), {"keys": "identical"}, ("three",))
     assert Rendered.heard(rendered.told()) == rendered
 
 
@@ -224,3 +225,79 @@ def test_large_files_may_take_longer(tmp_path: Path) -> None:
     with (tmp_path / "long").open("wb") as file:
         file.truncate(500_000_000)
     assert time_for(tmp_path) == gate.OPEN_SECONDS + 10
+
+
+# --- Ctrl-C ---
+
+
+def press(number: int = signal.SIGINT) -> None:
+    """Press Ctrl-C, as this process hears it."""
+    signal.raise_signal(number)
+
+
+def test_a_wish_raises_nothing_until_it_is_repeated() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Wish() as wish:
+        assert not wish.felt
+        press()
+        assert wish.felt
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows holds no signals back")
+def test_a_stop_waits_until_it_can_be_heeded_and_meets_only_its_own_task() -> None:
+    handler, held = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    try:
+        stops = _Stops()
+        stops.turn_to(1)
+        stops.ask(1)  # while the task imports
+        with pytest.raises(KeyboardInterrupt):
+            stops.let_through()
+        with pytest.raises(KeyboardInterrupt):
+            stops.again()  # it was lost, for all that is known
+        stops.again()
+        stops.hold()
+        stops.ask(1)  # too late
+        stops.turn_to(2)
+        stops.let_through()
+        stops.hold()
+        stops.ask(3)  # before its question is looked at
+        stops.turn_to(3)
+        with pytest.raises(KeyboardInterrupt):
+            stops.let_through()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks at processes as Linux shows them")
+def test_a_child_is_born_deaf_to_ctrl_c() -> None:
+    with Gate() as born:
+        born.start()
+        for _ in range(20):  # from before its first instruction on
+            status = Path(f"/proc/{born.pid}/status").read_text()
+            masks = dict(line.split(":\t") for line in status.splitlines() if line.startswith("Sig"))
+            assert int(masks["SigBlk"], 16) & 1 << signal.SIGINT - 1
+            os.kill(born.pid or 0, signal.SIGINT)
+            time.sleep(0.02)
+        assert model(born)["name"] == "onset"
+        assert born.deaths == 0
+
+
+def test_ctrl_c_before_a_child_has_begun_ends_its_task(tmp_path: Path, player: Path) -> None:
+    with app.gate() as begun:
+        begun.start("bridge.offline")
+        start = begun.start
+
+        def pressed(*modules: str) -> None:
+            press()  # while it is asked
+            start(*modules)
+
+        begun.start = pressed  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            app.render(begun, Session.parse(ECHO), player, tmp_path / "take")
+        assert begun.deaths == 0
+    assert not (tmp_path / "take").exists()

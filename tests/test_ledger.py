@@ -167,6 +167,40 @@ def test_workers_that_were_replaced_and_budgets_are_told_in_time(tmp_path: Path)
     assert (bass.quarantined, bass.respawns) == (6000, 0)
 
 
+@pytest.mark.parametrize(
+    ("came", "deserted", "away_ms"), [([], 2, []), ([2], 0, [500.0]), ([1, 2], 0, [100.0, 300.0])]
+)
+def test_a_worker_that_came_later_took_the_place_of_all_that_were_lost_before(
+    tmp_path: Path, came: list[int], deserted: int, away_ms: list[float]
+) -> None:
+    lost = {1: 20000, 2: 21600}
+    lines = [
+        {"type": "worker", "agent": "keys", "frame": frame, "generation": number, "event": "lost"}
+        for number, frame in lost.items()
+    ]
+    frames = {1: 20800, 2: 24000}
+    lines += [{"type": "armed", "agent": "keys", "frame": frames[number], "generation": number} for number in came]
+    keys = of_keys(tmp_path / "take", [*lines, *whole()])
+    assert (keys.deserted, keys.away_ms) == (deserted, away_ms)
+
+
+def test_why_a_worker_was_lost_is_read_where_it_is_written(tmp_path: Path) -> None:
+    loss = {"type": "worker", "agent": "keys", "event": "lost"}
+    lines = [
+        {**loss, "frame": 9, "generation": 1, "cause": "killed by signal 9"},
+        {**loss, "frame": 99, "generation": 2},
+    ]
+    assert [event.cause for event in of_keys(tmp_path / "take", lines).events] == ["killed by signal 9", ""]
+
+
+def test_in_virtual_time_there_are_no_margins(tmp_path: Path) -> None:
+    """A render waits for every answer, so that each comes the moment it is asked for."""
+    hops = {"heard": [900, 900], "request": [1000, 1000], "ready": [15920, 1000]}
+    assert of_keys(tmp_path / "render", [span(b, hops=hops) for b in range(3)]).hops == {}
+    live = [span(b, hops=hops | {"mixed": [15920, 15400]}) for b in range(3)]
+    assert list(of_keys(tmp_path / "live", live).hops) == ["heard", "request", "ready", "mixed"]
+
+
 # --- the account ---
 
 
@@ -175,7 +209,8 @@ def test_a_whole_take_is_accounted_for(tmp_path: Path) -> None:
     assert all(course.account.whole and course.well for course in found)
     assert [len(course.spans) for course in found] == [8, 8], "what begins at the end does not sound"
     assert account_words(found) == [
-        "Every span of every agent is accounted for: 18, each decided once, none missing."
+        "Every span of every agent is accounted for: 16 spans, and 2 that were to begin after the end; each decided "
+        "once, none missing."
     ]
 
 

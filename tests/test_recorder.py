@@ -105,6 +105,15 @@ def test_the_lines_come_back_as_records(tmp_path: Path) -> None:
     assert take.end.counters == {"xruns": 1, "late_clips": 0}
 
 
+def test_of_few_answers_the_slow_end_is_not_read_as_less_than_the_middle(tmp_path: Path) -> None:
+    with TakeWriter(tmp_path / "take", HEADER, STEMS, 1, 2) as writer:
+        line = {"type": "budget", "agent": "keys", "frame": 9, "budget_frames": 120}
+        writer.log({**line, "p50_seconds": 0.2, "p99_seconds": 0.1})
+        writer.log({**line, "p50_seconds": 0.1, "p99_seconds": 0.2})
+    budgets = TakeReader(tmp_path / "take").budgets
+    assert [(budget.p50_seconds, budget.p99_seconds) for budget in budgets] == [(0.2, 0.2), (0.1, 0.2)]
+
+
 def test_the_ledgers_lines_come_back_as_records(tmp_path: Path) -> None:
     place = {"agent": "keys", "bar": 1, "beat": "1/2"}
     lines: list[dict[str, object]] = [

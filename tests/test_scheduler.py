@@ -901,9 +901,7 @@ def test_whatever_the_grid_no_span_is_a_crumb_and_what_is_missed_is_filled(grid:
     assert loud[200:].min() > 0.05, "there is a hole"
 
 
-@given(
-    length=st.integers(1, 400), missing=st.integers(1, 1200), lead=st.integers(0, 80), begin=st.integers(0, 80)
-)
+@given(length=st.integers(1, 400), missing=st.integers(1, 1200), lead=st.integers(0, 80), begin=st.integers(0, 80))
 @settings(deadline=None, max_examples=200)
 def test_a_piece_of_any_length_lasts_as_long_as_it_must_or_ends_softly(
     length: int, missing: int, lead: int, begin: int

@@ -249,6 +249,14 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
 # -- the command line ----------------------------------------------------------------------------------------------
 
 
+def test_the_paths_of_lighter_ways_are_written_in_full(tmp_path: Path) -> None:
+    ways = "[{ model = 'small/onset' }, { model = 'onset', corpus = 'less' }, { taboo = 4 }, { model = '' }]"
+    (tmp_path / "s.toml").write_text(agent("a", kind="'corpus'", corpus="'c'", lighter=ways))
+    again = Session.parse(Session.load(tmp_path / "s.toml").toml())
+    less = {"model": "onset", "corpus": str(tmp_path / "less")}
+    assert again.agents[0].lighter == ({"model": str(tmp_path / "small/onset")}, less, {"taboo": 4}, {"model": ""})
+
+
 def test_the_command_line_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "session.toml"
     file.write_text(FULL, encoding="utf-8")
@@ -446,6 +454,16 @@ def test_a_wrong_key_is_named_with_what_it_takes(text: str, said: str) -> None:
         ),
         ("[metronome]\noutputs = [3]", "metronome.outputs is [3], but stream.outputs is 2"),
         ("[mixer]\nmonitor_outputs = [9]", "mixer.monitor_outputs is [9]"),
+        (agent("a", lighter="[{}]"), "agents.a.lighter[1] changes nothing; it takes model, corpus or the kind's"),
+        (agent("a", lighter="[{ model = 3 }]"), "agents.a.lighter[1].model is 3; it takes a model's folder or its"),
+        (
+            agent("a", lighter="[{ x = 1 }, { modl = '' }]"),
+            'agents.a.lighter[2].modl is not known (did you mean "model"?); it takes model, corpus and the kind',
+        ),
+        (agent("a", lighter="[{ corpus = 'x' }]"), 'agents.a.lighter[1].corpus is "x"; an echo has none'),
+        (agent("a", lighter="[{ options = { x = 1 } }]"), "agents.a.lighter[1].options stands there as a table"),
+        (agent("a", lighter="[{ source = 'b' }]"), "agents.a.lighter[1].source cannot be changed in a lighter way"),
+        (agent("a", lighter="[{ grid_beats = 1 }]"), "agents.a.lighter[1].grid_beats cannot be changed in a lighter"),
         (agent("a", grid_beats=8), "agents.a.grid_beats is 8, longer than a bar of 4/4 (4 beats)"),
         ("[[transport.changes]]\nbar = 0\nbpm = 90", "transport.changes[1].bar is 0; it takes a bar counted from 1"),
         ("[[transport.changes]]\nbar = 2", "transport.changes[1] changes nothing"),

@@ -203,6 +203,7 @@ def test_a_system_that_starts_no_process_for_a_while_is_told_once_and_asked_agai
         band.fails = True
         band.processes["bass", 0].exitcode = -9
         for _ in range(200):
+            band.arena.status("keys.worker0").publish(heartbeat_ns=band.now_ns)
             band.look(0.04)
         assert band.supervisor.states() == {"bass": "gone", "keys": "measured"}
         assert band.sent == []

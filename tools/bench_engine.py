@@ -12,7 +12,6 @@ the control takes beyond its usual time is the machine's. Where the control itse
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
 import os
@@ -32,7 +31,7 @@ from rows import Options, Row
 
 from realtime.buffers import Arena, ArenaHandle, Layout, checksum, join_frames
 from realtime.clock import TempoMap
-from realtime.engine import EngineConfig, PartConfig, engine_layout, shared_engine
+from realtime.engine import EngineConfig, PartConfig, engine_layout, settle, shared_engine
 from realtime.messages import encode, to_bytes
 from realtime.mixer import Metronome, Monitor, Strip
 from realtime.protocols import Origin, Piece, StreamSpec
@@ -223,9 +222,7 @@ def drive(
     times = np.zeros(warm_up + blocks, np.int64)
     allocated = np.zeros(len(times) // BAR_BLOCKS + 1, np.int64)
     wait_until_armed(arena, config)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    settle()
     realtime = use_realtime(ENGINE_PRIORITY)
     clock = Pace(paced)
     arena["bench"][1] = 1
@@ -264,9 +261,7 @@ def be_control(handle: ArenaHandle, stems: int, blocks: int, path: str) -> None:
     ring = np.zeros((SAMPLERATE // PERIOD_FRAMES * PERIOD_FRAMES, stems), np.complex64)
     packed, gains = np.zeros((stems, 2 * PERIOD_FRAMES), np.float32), np.ones((stems, 2 * PERIOD_FRAMES), np.float32)
     times = np.zeros(blocks, np.int64)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    settle()
     use_realtime(ENGINE_PRIORITY)
     while not arena["bench"][1]:
         time.sleep(0.001)
