@@ -37,8 +37,6 @@ LEAST_BEATS = Fraction(1, 8)
 ACTIONS_KEPT = 64
 STRAYS_TOLD = 4
 """Answers that nobody waits for are written down so often in one frame; all are counted."""
-LONGEST_SECONDS = 3600.0
-"""No agent says in earnest that it took longer."""
 QUESTIONS_KEPT = 64
 """So many questions back, an answer is late and not one that nobody asked for."""
 REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION, RUNG_LAST_BAR, RUNG_FADE = range(6)

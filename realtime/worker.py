@@ -53,7 +53,6 @@ from realtime.protocols import HOP_FRAMES, Agent, Block, Clip, Continues, Log, O
 from realtime.scheduler import (
     CONTINUATION,
     FINAL,
-    LONGEST_SECONDS,
     NO_SLOT,
     QUEUE_FULL,
     SUPERSEDED,
@@ -84,6 +83,8 @@ CONFIRMS_KEPT = 8
 """So many spans back a successor is told again what sounded."""
 REPLIES_A_FRAME = 2 * SLOTS
 """An agent that answers what it was asked never sends more at once."""
+LONGEST_SECONDS = 3600.0
+"""No agent says in earnest that it took longer."""
 HAND_OVER_SECONDS = 0.005
 """Added to every budget: the engine's wake interval on either side of the worker."""
 IDLE_SECONDS = 0.02
