@@ -30,10 +30,12 @@ from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_heade
 from bridge.watch import Respawn, how
 from realtime.engine import Command, EngineConfig, PartConfig
 from realtime.messages import encode, to_bytes
+from realtime.meters import Meters
 from realtime.mixer import Metronome, Monitor, Strip
 from realtime.protocols import StreamSpec
 from realtime.scheduler import LEDGER
-from realtime.worker import AgentConfig, WorkerConfig, run_worker
+from realtime.seat import AgentConfig
+from realtime.worker import WorkerConfig, run_worker
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Semaphore
@@ -86,7 +88,7 @@ def engine_config(session: Session, spec: StreamSpec, *, live: bool) -> EngineCo
         chart=session.chart(),
         metronome=metronome,
         monitor=monitor if session.mixer.monitor else None,
-        monitor_delay_frames=spec.lead + spec.latency + 2 * spec.blocksize if live else 0,
+        monitor_delay_frames=spec.lead + spec.latency + spec.turn_frames + spec.blocksize if live else 0,
         ceiling_db=session.mixer.ceiling_db,
         first_bar=max(0, tempo_map.moment(0).bar),
         longest_span_seconds=max(LONGEST_SPAN_SECONDS, 1.25 * longest),
@@ -146,7 +148,7 @@ class Status:
     ledger
         For each agent its row of the engine's ledger, by the names of :data:`realtime.scheduler.LEDGER`.
     peaks
-        Peak of each stem before its fader since the last look of the engine, linear.
+        Peak of each stem before its fader since somebody looked last, linear; see :meth:`Live.status`.
     states
         How each agent stands, in a word, as :meth:`bridge.supervise.Supervisor.states` says.
     device, stream
@@ -271,7 +273,7 @@ class Live:
     def __enter__(self) -> Live:
         from realtime import io
         from realtime.buffers import Arena
-        from realtime.engine import engine_layout
+        from realtime.engine import Memory, engine_layout
 
         layout = {**engine_layout(self.config), **io.layout(self.config.spec), **recorder_layout()}
         _check_room(layout)
@@ -287,6 +289,7 @@ class Live:
                 raise
             self._children.keep(name)
         try:
+            self._meters = Meters(Memory.shared(self.arena, self.config), self.config.spec.samplerate)
             with signals_held():
                 self._start()
         except BaseException:
@@ -363,9 +366,12 @@ class Live:
         return self._band.spares() if self._band is not None else {}
 
     def status(self) -> Status:
-        """Return how things stand."""
-        place = self.arena["place"]
-        peaks = self.arena["meters"][: len(self.names), 0]
+        """Return how things stand. Any thread, while the session is open.
+
+        All who call share the peaks, as :meth:`realtime.meters.Meters.read` says; who wants every one of them builds
+        meters of his own on the rings of ``arena``.
+        """
+        place, stems = self.arena["place"], self._meters.read().stems
         rows = self.arena["ledger"]
         return Status(
             frame=int(place[0]),
@@ -376,7 +382,7 @@ class Live:
                 name: dict(zip(LEDGER, (int(value) for value in row), strict=True))
                 for name, row in zip(self.names, rows, strict=True)
             },
-            peaks={name: float(peak) for name, peak in zip(self.names, peaks, strict=True)},
+            peaks={name: stems[name].peak for name in self.names},
             states=self._band.states() if self._band is not None else dict.fromkeys(self.names, "loading"),
             device=self.arena.status("io.status").read(),
             stream=self.arena.status("stream.status").read(),

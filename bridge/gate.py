@@ -22,6 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -117,6 +118,18 @@ class Wish:
         self.felt = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a child is asked, and how its answer is waited for."""
+
+    task: str
+    about: str
+    seconds: float | None
+    hear: Hear
+    arguments: dict[str, Any]
+    wish: Wish | None = None
+
+
 class Gate:
     """Has files opened by a child under limits. One thread, the bridge's; a context manager.
 
@@ -199,11 +212,12 @@ class Gate:
         ValueError, OSError, KeyboardInterrupt
             As the task raised it.
         """
+        question = _Question(task, str(about), seconds, hear, arguments)
         try:
             if not stoppable:
-                return self._asked_twice(task, about, seconds, hear, None, arguments)
+                return self._asked_twice(question)
             with Wish() as wish:
-                answer = self._asked_twice(task, about, seconds, hear, wish, arguments)
+                answer = self._asked_twice(replace(question, wish=wish))
             if wish.felt and not answer.get("interrupted"):
                 raise KeyboardInterrupt
             return answer
@@ -218,41 +232,27 @@ class Gate:
             words = f"{about}: opening it ended the process that looked into it, which {how}, so it is not used"
             raise GateError(f"{words}; is it damaged? get it again from whoever made it", how) from None
 
-    def _asked_twice(
-        self,
-        task: str,
-        about: str | os.PathLike[str],
-        seconds: float | None,
-        hear: Hear,
-        wish: Wish | None,
-        arguments: dict[str, Any],
-    ) -> Answer:
+    def _asked_twice(self, question: _Question) -> Answer:
         try:
-            return self._asked(task, about, seconds, hear, wish, arguments)
+            return self._asked(question)
         except _Gone:
             if self._began:
                 raise
             self._end()  # it was dying when it was asked: another is
-            if wish is not None and wish.felt:
+            if question.wish is not None and question.wish.felt:
                 raise KeyboardInterrupt from None
-            return self._asked(task, about, seconds, hear, wish, arguments)
+            return self._asked(question)
 
-    def _asked(
-        self,
-        task: str,
-        about: str | os.PathLike[str],
-        seconds: float | None,
-        hear: Hear,
-        wish: Wish | None,
-        arguments: dict[str, Any],
-    ) -> Answer:
+    def _asked(self, question: _Question) -> Answer:
         self.start()
         self._number, self._began = self._number + 1, False
-        self._send({"number": self._number, "task": task, "arguments": arguments, "seconds": seconds})
-        return _answer(self._last_message(seconds, hear, wish), str(about))
+        self._send({"number": self._number, "task": question.task, "arguments": question.arguments,
+                    "seconds": question.seconds})  # fmt: skip
+        return _answer(self._last_message(question), question.about)
 
-    def _last_message(self, seconds: float | None, hear: Hear, wish: Wish | None) -> dict[str, Any]:
+    def _last_message(self, question: _Question) -> dict[str, Any]:
         """Return what the task ended with; raises ``_Late`` and ``_Gone``."""
+        seconds, wish = question.seconds, question.wish
         left, deadline, stopping = IMPORT_SECONDS, time.monotonic() + IMPORT_SECONDS, False
         while True:
             if wish is not None and wish.felt and not stopping:
@@ -275,7 +275,7 @@ class Gate:
                     left = math.inf if seconds is None else seconds
                     deadline = time.monotonic() + left
             elif message["kind"] == "said":
-                hear(message["value"])
+                question.hear(message["value"])
             else:
                 return message
 

@@ -25,8 +25,9 @@ from realtime.engine import Command, Engine, EngineConfig, Memory
 from realtime.foreign import shown
 from realtime.messages import decode
 from realtime.protocols import Agent, Block, Origin, SpanRequest, StreamSpec
+from realtime.runner import AGENTS, AgentRunner, InlinePort, RingHeard, build_agent
 from realtime.scheduler import SUPERSEDED, Reply
-from realtime.worker import AGENTS, AgentConfig, AgentRunner, InlinePort, RingHeard, build_agent
+from realtime.seat import AgentConfig
 
 if TYPE_CHECKING:
     from bridge.recorder import TakeReader

@@ -24,7 +24,8 @@ from realtime.admission import Bar, Candidate, Cost, Decision, Verdict, admit, b
 from realtime.buffers import Arena
 from realtime.engine import Command
 from realtime.scheduler import LEDGER
-from realtime.worker import ADMITTED, ENDING, ON_DUTY, STATE_LOADING, STATE_MEASURED, WorkerConfig
+from realtime.seat import ADMITTED, ENDING, ON_DUTY, STATE_LOADING, STATE_MEASURED
+from realtime.worker import WorkerConfig
 
 TICK_SECONDS = 0.04
 MEMORY_EVERY = 5

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from realtime.worker import STATE_ARMED, STATE_FAILED, STATE_LOADING, STATE_MEASURED
+from realtime.seat import STATE_ARMED, STATE_FAILED, STATE_LOADING, STATE_MEASURED
 
 LONGEST_TICK_SECONDS = 0.1
 """The most that one look adds to how long something has stood still."""

@@ -32,7 +32,7 @@ from fractions import Fraction
 from functools import partial
 
 from realtime.clock import TempoMap
-from realtime.worker import BUDGET_MARGIN, HAND_OVER_SECONDS
+from realtime.seat import BUDGET_MARGIN, HAND_OVER_SECONDS
 
 SHARE_OF_A_BAR = 0.8
 """The rest is for the machine's own moods."""

@@ -87,7 +87,12 @@ def checksum(audio: Block) -> int:
     words = np.ascontiguousarray(audio).view(np.uint32).reshape(-1)
     even = len(words) & ~1
     total = int(words[:even].view(np.uint64).sum(dtype=np.uint64)) if even else 0
-    return (total + (int(words[even]) if even < len(words) else 0)) & 0xFFFF_FFFF_FFFF_FFFF
+    return add_checksums(total, int(words[even]) if even < len(words) else 0)
+
+
+def add_checksums(first: int, second: int) -> int:
+    """Return the checksum of two parts of a block, the first of an even number of samples."""
+    return (first + second) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def is_finite(audio: Block) -> bool:
@@ -407,6 +412,8 @@ class StemRings:
     ----------
     rings
         By name, for reading.
+    together
+        All of them as one ring of ``sound``'s columns, for reading.
     sound
         ``(capacity, width)`` float32: the columns of every stem as :func:`stem_columns` gives them, and no others
         but one that makes the width even. The writer's to fill between :meth:`begin` and :meth:`finish`.
@@ -417,6 +424,7 @@ class StemRings:
         self.rings = {name: AudioRing(audio[name], index) for name in names}
         self.capacity = len(audio)
         self.sound: Block = audio.view(np.float32).reshape(len(audio), -1)
+        self.together = AudioRing(self.sound, index)
         self._index = numbers(index)
 
     @classmethod

@@ -45,10 +45,11 @@ from realtime.buffers import (
 from realtime.clock import Locate, Meter, TempoChange, TempoMap, Transport, as_tempo
 from realtime.messages import encode, field_names, from_bytes, to_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
+from realtime.port import ProcessPort
 from realtime.protocols import Action, Block, Chord, Log, Origin, SpanRequest, StreamSpec
 from realtime.scheduler import LEDGER, LiveTiming, Part, Port, Timing, stagger_frames
+from realtime.seat import ON_DUTY, AgentConfig, worker_layout
 from realtime.voice import NEVER, Voice
-from realtime.worker import ON_DUTY, AgentConfig, ProcessPort, worker_layout
 
 HISTORY_SECONDS = 60
 """What agents can look back on at least; three of the longest bars if that is more."""
@@ -65,14 +66,16 @@ LOG_RECORDS, LOG_BYTES = 1 << 15, 1 << 10
 disk stand still for so long. A line takes as many places as it needs."""
 COMMAND_RECORDS, COMMAND_BYTES = 256, 1024
 COMMANDS_A_BLOCK = 8
-NEWS_WAITS_BLOCKS = 3
-"""News is looked at in blocks in which nothing else is due, one agent's in each; after so many in a row in which
-something was, all the same. Whoever decides looks for himself first, so nothing that came in time is late for it."""
-NEWS_ASKED_BLOCKS = 8
-PUBLISH_HZ = 50
-LEVEL_FRAMES = 512
-"""Metered at once."""
-PATIENCE_SECONDS = 0.1
+SHARE_FRAMES = 256
+"""For so many frames mixed one agent looks at its news, and one crossfade is made ahead."""
+NEWS_WAITS_TURNS = 0
+"""News is looked at in turns in which nothing else is due; after so many in a row in which something was, all the
+same. Whoever decides looks for himself first, so nothing that came in time is late for it."""
+NEWS_ASKED_TURNS = 4
+EXAMINED_SAMPLES = 256
+"""Of the answers that are in, looked at for each frame that is mixed."""
+PUBLISH_HZ = 25
+PATIENCE_SECONDS = 0.02
 """What can wait for a block in which nobody acts waits no longer than that."""
 LONGEST_DOT_SAMPLES = 8192
 """What is longer, the linear algebra library may hand to threads of its own, and wait for them."""
@@ -265,8 +268,9 @@ class Engine:
         self._published = 0
         self._monitor_delay = config.monitor_delay_frames if config.monitor is not None else -1
         self._voices = list(zip([part.voice for part in self.parts], memory.band.lanes(), strict=True))
-        self._dry = np.zeros((spec.blocksize, spec.inputs), np.float32)
-        self._out = np.zeros((spec.blocksize, spec.outputs), np.float32)
+        most = max(spec.blocksize, spec.turn_frames)
+        self._dry = np.zeros((most, spec.inputs), np.float32)
+        self._out = np.zeros((most, spec.outputs), np.float32)
 
     def hear(self, block: Block) -> None:
         """Take the next input, ``(frames, inputs)``; NaN and infinity become silence and are counted."""
@@ -278,7 +282,7 @@ class Engine:
         self.heard += len(block)
 
     def mix(self, frames: int) -> Block:
-        """Make the next ``frames`` (at most a block) of output; the array is reused."""
+        """Make the next ``frames`` of output, at most a block or a turn; the array is reused."""
         start, end = self.mixed, self.mixed + frames
         if self.stopped:
             return self._out[:0]
@@ -295,18 +299,20 @@ class Engine:
             self._log({"type": "counters", "frame": self.mixed, **self.summary()})
             self.publish()
         else:
-            self._do_ahead()
+            self._do_ahead(self.mixed - start)
         return self._out[: self.mixed - start]
 
-    def _do_ahead(self) -> None:
-        """Make one of the crossfades to come, as those of a downbeat would fall together; else, and if nobody acted
+    def _do_ahead(self, frames: int) -> None:
+        """Make some of the crossfades to come, as those of a downbeat would fall together; else, and if nobody acted
         in this block, take a step of telling people how things stand.
         """
         busy, self._busy = self._busy, False
+        left = _shares(frames)
         for voice, _ in self._voices:
             if voice.prepare(self.mixed):
-                busy = True
-                break
+                busy, left = True, left - 1
+                if not left:
+                    break
         if not busy or self.mixed > self._published + self._patience_frames:
             self._published = self.mixed
             self.publish()
@@ -337,19 +343,34 @@ class Engine:
             self._do(command)
 
     def _look_for_news(self, end: int) -> None:
-        """Let one of those who have news look at it, in turn, unless this block, up to frame ``end``, is taken."""
+        """Let some of those who have news look at it, in turn, unless this block, up to frame ``end``, is taken."""
         if not (self._anything_new() or self._news_left):
             return
-        news = [index for index, part in enumerate(self._leaders_first) if part.port.ready()]
-        self._news_left = bool(news)  # until nobody has any; who looks at it may leave some for the next time
+        news = self._examined(EXAMINED_SAMPLES * (end - self.mixed))
         if not news:
             return
-        if self._next_event < end and self._news_waits < NEWS_WAITS_BLOCKS:
+        if self._next_event < end and self._news_waits < NEWS_WAITS_TURNS:
             self._news_waits += 1
             return
-        turn = next((index for index in news if index > self._last_news), news[0])
-        self._last_news, self._news_waits = turn, 0
-        self._events[turn] = self._next_event = self.mixed
+        for index in news[: _shares(end - self.mixed)]:
+            self._last_news, self._news_waits = index, 0
+            self._events[index] = self._next_event = self.mixed
+
+    def _examined(self, samples: int) -> list[int]:
+        """Look at up to so many samples of the answers that are in, one answer after the other; return who of the
+        band has news that is ready to be taken.
+        """
+        band, news = self._leaders_first, []
+        self._news_left = False  # unless somebody has some: who looks at it may leave some for the next time
+        for index in (*range(self._last_news + 1, len(band)), *range(self._last_news + 1)):
+            if not band[index].port.ready():
+                continue
+            self._news_left = True
+            if samples >= 0:
+                samples = band[index].port.examine(samples)
+                if samples >= 0:
+                    news.append(index)
+        return news
 
     def _do_what_is_due(self) -> int:
         """Do everything due at the mixing cursor; return the frame of the next thing."""
@@ -497,6 +518,11 @@ def _band(config: EngineConfig, ports: Sequence[Port], log: Log) -> list[Part]:
     return list(parts.values())
 
 
+def _shares(frames: int) -> int:
+    """Return for how many agents something is done while so many frames are mixed."""
+    return max(1, frames // SHARE_FRAMES)
+
+
 def _told(command: Command) -> object:
     """Return what a take can hold of a command that was refused."""
     try:
@@ -542,7 +568,6 @@ def engine_layout(config: EngineConfig) -> Layout:
         **record_layout("commands", COMMAND_RECORDS, COMMAND_BYTES),
         **record_layout("log", LOG_RECORDS, LOG_BYTES),
         **stems_layout("stem", frames, config.stem_channels),
-        "meters": (np.dtype("f4"), (len(config.parts) + 2 + config.spec.outputs, 2)),  # 2: monitor, metronome
         "ledger": (np.dtype("i8"), (len(config.parts), len(LEDGER))),
         **status_layout("engine.status", {"allocated_blocks": "i8"}),
         "place": (np.dtype("i8"), (4,)),
@@ -586,7 +611,7 @@ class News:
         self._calls += 1
         seen = [counter[0] for counter in self._counters]
         if seen == self._seen:
-            return self._calls % NEWS_ASKED_BLOCKS == 0
+            return self._calls % NEWS_ASKED_TURNS == 0
         self._seen = seen
         return True
 
@@ -681,7 +706,7 @@ def run_engine(handle: ArenaHandle, config: EngineConfig, wakes: Sequence[Semaph
 
 
 class Publisher:
-    """Puts what people look at into shared memory: place, ledger, meters. A step at a time, as none may take long.
+    """Puts what people look at into shared memory: place and ledger. A step at a time, as none may take long.
 
     Parameters
     ----------
@@ -695,22 +720,20 @@ class Publisher:
         self._engine, self._look_out = engine, look
         self._place: npt.NDArray[np.int64] = arena["place"]
         self._ledger: npt.NDArray[np.int64] = arena["ledger"]
-        self._meters: npt.NDArray[np.float32] = arena["meters"]
-        self._metered = self._next_count = 0
+        self._next_count = 0
         self._status = arena.status("engine.status")
-        self._dry = np.zeros((LEVEL_FRAMES, engine.spec.inputs), np.float32)
         self._row = {part.name: row for row, part in enumerate(engine.parts)}
-        self._steps = [self._look, self._tell_place, self._tell_levels]
+        self._steps = [self._look, self._tell_place]
         self._next, self._next_frame, self._of_parts = 0, 0, False
 
     def step(self) -> None:
-        """Tell how one of those who acted stands, or, in turn with that, place and levels; all of it at the end."""
+        """Tell how one of those who acted stands, or, in turn with that, the place; all of it at the end."""
         engine = self._engine
         self._of_parts = bool(engine.stale) and not self._of_parts
         if engine.stopped:
             self.all()
         elif self._of_parts:
-            self._tell(engine.stale.pop())
+            self._tell(engine.stale.pop(0))
         elif engine.mixed >= self._next_frame and self._steps[self._next]():
             self._next_frame = engine.mixed + engine.spec.samplerate // PUBLISH_HZ // len(self._steps)
             self._next = (self._next + 1) % len(self._steps)
@@ -736,20 +759,6 @@ class Publisher:
     def _tell_place(self) -> bool:
         moment = self._engine.transport.map.moment(self._engine.mixed)
         self._place[:3] = (moment.frame, moment.bar, int(moment.beat))
-        return True
-
-    def _tell_levels(self) -> bool:
-        """Meter a stretch of what was mixed since the last time; tell the levels once all of it is metered."""
-        memory, mixer, mixed = self._engine.memory, self._engine.mixer, self._engine.mixed
-        start = max(self._metered, mixed - memory.band.capacity + LEVEL_FRAMES)
-        end = self._metered = min(mixed, start + LEVEL_FRAMES)
-        for sound, out in zip(memory.band.runs(start, end), memory.mix.runs(start, end), strict=True):
-            mixer.meter(sound, self._engine.monitored(start, self._dry[: len(out)]), out)
-            start += len(out)
-        if end < mixed:
-            return False
-        meters = mixer.meters()
-        self._meters[: len(meters)] = meters
         return True
 
     def _tell(self, part: Part) -> None:

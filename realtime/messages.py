@@ -507,6 +507,10 @@ class _Plan:
     """For each such field what stands before its value, and the way to write that."""
     checks: tuple[tuple[type | None, Callable[[Any], bool]], ...]
     """For each such field the type that passes as it is, and the quick look at another."""
+    plain: tuple[type, ...]
+    """For each such field the type it mostly comes in."""
+    loose: tuple[tuple[int, Callable[[Any], bool]], ...]
+    """Those fields of which that type alone says nothing, and how they are looked at."""
 
     def encode(self, value: Any) -> Any:
         if type(value) is not self.cls:
@@ -558,7 +562,10 @@ class _Plan:
     def fits(self, data: Any) -> bool:
         if type(data) is not dict or tuple(data) != self.names:
             return False
-        for value, (plain, fits) in zip(data.values(), self.checks, strict=True):
+        values = tuple(data.values())
+        if tuple(map(type, values)) == self.plain:  # nearly always: then only some are left to look at
+            return all([fits(values[index]) for index, fits in self.loose])
+        for value, (plain, fits) in zip(values, self.checks, strict=True):
             if type(value) is not plain and not fits(value):
                 return False
         return True
@@ -594,7 +601,9 @@ def _plan(cls: type) -> _Plan:
     codecs = {f.name: _codec(hints[f.name]) for f in own if f.name not in stays}
     texts = tuple((f"{_quoted(name)}:", codec.text) for name, codec in codecs.items())
     checks = tuple((codec.plain, codec.fits) for codec in codecs.values())
-    return _Plan(cls, codecs, stays, required, tuple(codecs), _values_of(tuple(codecs)), texts, checks)
+    plain = tuple(float if hints[name] is float else codec.plain or object for name, codec in codecs.items())
+    loose = tuple((at, codec.fits) for at, codec in enumerate(codecs.values()) if codec.plain is None)
+    return _Plan(cls, codecs, stays, required, tuple(codecs), _values_of(tuple(codecs)), texts, checks, plain, loose)
 
 
 def _values_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:

@@ -1,13 +1,12 @@
-"""Stems to outputs: routing, gain, pan, mute, solo, the dry input, the metronome, meters and the limiter.
+"""Stems to outputs: routing, gain, pan, mute, solo, the dry input, the metronome and the limiter.
 
 The mixer is part of the engine's loop. Everything in it is defined per absolute frame, so the same frames give
-the same bits however they are divided into blocks; only the meters' RMS, a sum, may differ in its last bits.
-That is why sums are explicit multiplies and adds, element by element: a matrix product or a reduction may add
-in another order when the block has another size.
+the same bits however they are divided into blocks. That is why sums are explicit multiplies and adds, element by
+element: a matrix product or a reduction may add in another order when the block has another size.
 
 Signal path: strip -> gain, pan, mute, solo -> sum -> NaN guard -> limiter. What is not finite survives any gain and
 any sum, so the guard looks at the sums, of which there are few; where it finds something, the run is mixed again
-without it. Meters are read some fifty times a second, so they are worked out then, from what was kept.
+without it. Nothing is metered here: see ``meters.py``.
 All buffers are laid out at the start. Every method belongs to the engine's thread.
 
 Latency: none. At frame n the outputs carry frame n of the stems and of the dry input as it is given.
@@ -35,9 +34,6 @@ RELEASE_SECONDS = 0.050
 """Time constant with which the limiter lets go."""
 SEGMENT_FRAMES = 512
 """The longest run mixed at once. Runs never cross a multiple of it: the limiter's envelope is rescaled there."""
-METER_FRAMES = 1024
-"""The longest run metered at once."""
-NARROW = 8
 MONITOR, METRONOME = "monitor", "metronome"
 """Names under which the dry input and the metronome answer to ``set_gain`` and the like."""
 
@@ -208,7 +204,6 @@ class Mixer:
         self._bus_memory = np.zeros((2, SEGMENT_FRAMES * pairs * 2), np.float32)
         self._click_memory = np.zeros((SEGMENT_FRAMES, 1), np.float32)
         self._dry_memory = np.zeros((SEGMENT_FRAMES, len(self._dry)), np.float32)
-        self._meter = _Meter(self)
 
         self._pending: list[tuple[int, Callable[[], None]]] = []
         self._position: int | None = None
@@ -282,28 +277,6 @@ class Mixer:
             raise ValueError("this mixer has no metronome; give it one when it is built")
         self._queue(at_frame, lambda: clicks.switch(on))
 
-    @property
-    def meter_names(self) -> tuple[str, ...]:
-        """What the rows of :meth:`meters` are: :attr:`names`, then ``"output 1"`` and so on."""
-        return (*self.names, *(f"output {output + 1}" for output in range(self._spec.outputs)))
-
-    def meter(self, stems: Block, dry: Block | None, out: Block) -> None:
-        """Meter what was mixed: the same frames of stems and dry input as they went in, and of the outputs.
-
-        As many frames at once as is convenient, each of them once, in any order. What is not finite counts as 0,
-        as it did in the mix.
-        """
-        self._meter.add(stems, dry, out)
-
-    def meters(self) -> Floats:
-        """Return peak and RMS of all that was metered since the last call, linear, ``(names + outputs, 2)``; valid
-        until the next call.
-
-        Strips are metered as they come in, before the fader; outputs as they leave, after the limiter. RMS is
-        taken over the channels of a strip together.
-        """
-        return self._meter.read()
-
     # -- changes
 
     def _schedule(self, name: str, at_frame: int, change: Callable[[Strip], Strip]) -> None:
@@ -363,8 +336,6 @@ class Mixer:
         if frames != self._frames:
             self._lay_out(frames)
         clicking = self._clicks is not None and self._clicks.render(at, tempo_map, self._click_block)
-        if clicking:
-            self._meter.click(self._click_block)
         if self._faders.moving:
             self._faders.write(at, self._gain, self._scratch)
         sources = self._sources(offset, stems, dry, clicking)
@@ -720,106 +691,6 @@ class _Limiter:
         bus.reshape(pairs, -1, 2)[...] *= envelope[:, :, np.newaxis]
         np.clip(bus, -self._ceiling, self._ceiling, out=bus)  # rounding may leave one unit in the last place
         return int(limited)
-
-
-class _Meter:
-    """Peak and power of strips and outputs since they were read last."""
-
-    def __init__(self, mixer: Mixer) -> None:
-        strips, stems, outputs = mixer._strips, mixer._stems, mixer._spec.outputs
-        self._stems = _Levels([(mixer.columns.first[row], strips[row].channels) for row in range(stems)],
-                              mixer.columns.width)  # fmt: skip
-        self._dry, self._channels = _Levels([(0, len(mixer._dry))], len(mixer._dry)), list(mixer._dry)
-        self._outputs = _Levels([(output, 1) for output in range(outputs)], outputs)
-        self._click_top, self._click_power = 0.0, 0.0
-        self._frames = 0
-        self._meters = np.zeros((len(strips) + outputs, 2), np.float32)
-        self._of_stems, self._of_outputs = self._meters[:stems], self._meters[len(strips) :]
-        self._of_dry = self._meters[stems : stems + bool(mixer._dry)]
-        self._of_click = self._meters[len(strips) - 1 : len(strips)] if mixer._clicks else self._meters[:0]
-
-    def click(self, block: Floats) -> None:
-        """Meter the metronome: its sound is kept nowhere, so this happens while it sounds."""
-        self._click_top = max(self._click_top, float(np.abs(block).max()))
-        self._click_power += float(np.vdot(block, block))
-
-    def add(self, stems: Block, dry: Block | None, out: Block) -> None:
-        """Meter frames of stems, input and outputs."""
-        with np.errstate(all="ignore"):
-            for start in range(0, len(out), METER_FRAMES):
-                part = slice(start, start + METER_FRAMES)
-                self._stems.add(stems[part])
-                self._outputs.add(out[part])
-                if self._channels and dry is not None:
-                    self._dry.add(dry[part, self._channels])
-        self._frames += len(out)
-
-    def read(self) -> Floats:
-        """Return peak and RMS by strip and output, and begin anew."""
-        frames = max(1, self._frames)
-        for levels, rows in (
-            (self._stems, self._of_stems),
-            (self._dry, self._of_dry),
-            (self._outputs, self._of_outputs),
-        ):
-            if len(rows):
-                levels.read(frames, rows)
-        self._of_click[:] = self._click_top, math.sqrt(self._click_power / frames)
-        self._click_top = self._click_power = 0.0
-        self._frames = 0
-        return self._meters
-
-
-class _Levels:
-    """Peak and power of some signals that lie side by side; each has its first column and its width."""
-
-    def __init__(self, signals: Sequence[tuple[int, int]], width: int) -> None:
-        self._order = np.array([first + k for first, count in signals for k in range(count)], np.intp)
-        self._widths = np.array([count for _, count in signals], np.intp)
-        self._starts = np.cumsum(self._widths) - self._widths
-        self._memory = np.zeros((2, METER_FRAMES * width), np.float32)
-        self._top, self._power = np.zeros(width, np.float32), np.zeros(width)
-
-    def add(self, block: Block) -> None:
-        """Meter ``(frames, width)``, at most :data:`METER_FRAMES`."""
-        frames, width = block.shape
-        narrow = width <= NARROW  # then a signal's frames are laid side by side, which is quicker to go through
-        shape = (width, frames) if narrow else (frames, width)
-        rectified, squares = (memory[: frames * width].reshape(shape) for memory in self._memory)
-        np.abs(block.T if narrow else block, out=rectified)
-        np.multiply(rectified, rectified, out=squares)
-        power = _reduced(np.add, squares, narrow)
-        if not math.isfinite(np.add.reduce(power)):
-            np.nan_to_num(rectified, copy=False, posinf=0)
-            np.multiply(rectified, rectified, out=squares)
-            power = _reduced(np.add, squares, narrow)
-        np.add(self._power, power, out=self._power)
-        np.maximum(self._top, _reduced(np.maximum, rectified, narrow), out=self._top)
-
-    def read(self, frames: int, rows: Floats) -> None:
-        """Write peak and RMS over ``frames`` to the signals' rows, and begin anew."""
-        np.maximum.reduceat(self._top[self._order], self._starts, out=rows[:, 0])
-        power = np.add.reduceat(self._power[self._order], self._starts) / self._widths
-        rows[:, 1] = np.sqrt(power / frames)
-        self._top.fill(0)
-        self._power.fill(0)
-
-
-def _reduced(ufunc: np.ufunc, block: Floats, narrow: bool) -> Floats:
-    """Reduce a block over its frames. ``(frames, width)`` goes half upon half, several times as fast as row by row;
-    what is narrow comes as ``(width, frames)``.
-    """
-    if narrow:
-        along: Floats = ufunc.reduce(block, axis=1)
-        return along
-    frames = len(block)
-    while frames > 8:
-        half = (frames + 1) // 2
-        first = block[: frames - half]
-        ufunc(first, block[half:frames], out=first)
-        frames = half
-    reduced: Floats = ufunc.reduce(block[:frames], axis=0)
-    return reduced
 
 
 def _dry_channels(monitor: Monitor, inputs: int) -> tuple[int, ...]:

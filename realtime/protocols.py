@@ -44,7 +44,7 @@ class StreamSpec:
     inputs, outputs
         Channel counts, 1 to 64.
     blocksize
-        Frames mixed at a time.
+        Frames in a block: what a device takes at a time, and what offline is mixed at a time.
     lead
         Frames mixed ahead of the loudspeaker.
     latency
@@ -58,6 +58,15 @@ class StreamSpec:
     blocksize: int = 128
     lead: int = 1024
     latency: int = 0
+
+    @property
+    def turn_frames(self) -> int:
+        """Frames mixed at a time by a live engine: half the lead, in whole blocks.
+
+        Waking up costs as much as mixing some blocks, so the engine wakes as seldom as the lead allows. When it does,
+        ``lead`` frames or more are still in hand.
+        """
+        return max(1, self.lead // 2 // self.blocksize) * self.blocksize
 
 
 @dataclass(frozen=True, slots=True)

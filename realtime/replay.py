@@ -14,9 +14,9 @@ from typing import Any
 from realtime.engine import Command
 from realtime.messages import decode
 from realtime.protocols import Origin, SpanRequest
+from realtime.runner import AgentRunner, InlinePort
 from realtime.scheduler import Part, Reply, Turn
 from realtime.voice import NEVER
-from realtime.worker import AgentRunner, InlinePort
 
 Key = tuple[str, int, str, int]
 """Agent, bar, beat, attempt."""

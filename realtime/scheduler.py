@@ -43,6 +43,7 @@ REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION, RUNG_LAST_BAR, RUNG_FADE 
 TOO_LONG = "a question longer than its place"
 NO_SLOT, QUEUE_FULL = "no free clip slot", "request queue full"
 """Why a question cannot be sent to an agent that does not keep up; a span that is asked for in vain is late."""
+NOT_FINITE = "NaN or infinity in the clip"
 SUPERSEDED = "superseded"
 """The fault of a speculative answer that was given up for the final one; it says nothing against the agent."""
 
@@ -67,6 +68,7 @@ class Reply:
     fault: str = ""
     compute_seconds: float = 0.0
     slot: int | None = None
+    look: Callable[[], str] | None = None  # looks at every sample and says what is wrong; None: it was looked at
 
 
 class Port(Protocol):
@@ -98,6 +100,11 @@ class Port(Protocol):
 
     def ready(self) -> bool:
         """Whether a reply may be waiting to be taken; cheap, asked once a block. Virtual time says False."""
+
+    def examine(self, samples: int) -> int:
+        """Look at up to ``samples`` of a final reply that waits, ahead of its being taken, when else all of it has to
+        be looked at. Return how many of them were not needed; -1 if there is more to look at.
+        """
 
     def next_due(self) -> int:
         """Frame at which the next reply will be in, ``NEVER`` if unknown. Known only where time is virtual."""
@@ -248,8 +255,8 @@ class LiveTiming:
         """Return the commit point for the final request, the beginning of the span before for the speculative one;
         to carry on is asked as soon as it can be.
         """
-        if attempt == CONTINUATION:
-            return 0
+        if attempt == CONTINUATION:  # a little later, so that one moment does not bring all of an agent's work
+            return part.acted_at + part.voice.join_frames
         latest = part.deadline(turn) - 1  # an agent that takes no time, or a span shorter than a join, is asked too
         begin = min(part.current.start + part.stagger_frames if part.current is not None else 0, latest)
         commit = max(begin, min(latest, part.deadline(turn) - part.notice_frames()))
@@ -270,14 +277,18 @@ class LiveTiming:
         return self._played()
 
 
-def clip_fault(clip: Clip, request: SpanRequest, channels: int, longest_lead_in: int) -> str:
-    """Say what is wrong with an answer's sound; an empty string if nothing is."""
+def clip_fault(
+    clip: Clip, request: SpanRequest, channels: int, longest_lead_in: int, look: Callable[[], str] | None = None
+) -> str:
+    """Say what is wrong with an answer's sound, an empty string if nothing is; ``look`` looks at the samples."""
     if not 0 <= clip.lead_in <= longest_lead_in:
         return f"a lead-in of {clip.lead_in} frames; 0 to {longest_lead_in} are allowed"
     shape = (clip.lead_in + request.frames, channels)
     if clip.audio.shape != shape or clip.audio.dtype != np.float32:
         return f"clip of {clip.audio.dtype} {clip.audio.shape} where float32 {shape} was asked for"
-    return "" if is_finite(clip.audio) else "NaN or infinity in the clip"
+    if look is not None:
+        return look()
+    return "" if is_finite(clip.audio) else NOT_FINITE
 
 
 class Part:
@@ -316,6 +327,7 @@ class Part:
         order: int = 0,
     ) -> None:
         self.name, self.port, self.voice = name, port, voice
+        self.acted_at = 0  # frame at which it last asked, took or decided anything
         self.stagger_frames = stagger_frames(order, voice.join_frames)
         self.follows: tuple[Part, ...] = ()
         self.followers: tuple[Part, ...] = ()
@@ -385,6 +397,8 @@ class Part:
         if now >= self.deadline(turn):
             self._decide(turn, now, timing)
             done = True
+        if done:
+            self.acted_at = now
         return self._carry_on(now, tempo_map, timing) or done
 
     def press(self, action: Action) -> None:
@@ -398,6 +412,7 @@ class Part:
     def set_grid(self, grid: Fraction) -> None:
         """Take spans of ``grid`` beats, 0 for bars, from the span after the coming one on."""
         self._grid = grid
+        self._forget_beyond()
 
     def ledger(self) -> list[int]:
         """Return how the part stands: :data:`LEDGER`."""
@@ -417,6 +432,7 @@ class Part:
             if tempo_map.bar_beats(span.bar) > span.beat:
                 self.coming.span = _span_at(span.bar, span.beat, self.coming.grid, tempo_map)
             self.coming.settle(tempo_map)
+        self._forget_beyond()
         turn = self.current
         if turn is None or now >= turn.start + turn.frames:
             return
@@ -515,8 +531,7 @@ class Part:
         target, source = self._to_carry_on(tempo_map) if self._may_ask() else (None, None)
         if target is None or source is None or timing.post_frame(self, target, CONTINUATION) > now:
             return False
-        if target is not self.coming:
-            self._beyond = target
+        target.settle(tempo_map)
         self._ask(target, CONTINUATION, now, tempo_map, timing, after=source.clip.origin)
         return True
 
@@ -531,15 +546,20 @@ class Part:
             return None, None
         final = coming.asked.get(FINAL)
         if final is not None and final.usable:
-            if final.answer is None or self._beyond is not None:
+            if final.answer is None or (self._beyond is not None and self._beyond.asked):
                 return None, None
-            beyond = Turn(next_span(coming.span, self._grid, tempo_map), self._grid)
-            beyond.settle(tempo_map)
-            return beyond, final.answer
+            if self._beyond is None:  # kept: it is looked at often until it is asked for
+                self._beyond = Turn(next_span(coming.span, self._grid, tempo_map), self._grid)
+            return self._beyond, final.answer
         if current is None or current.used is None or CONTINUATION in coming.asked:
             return None, None
         in_time = current.used.arrived <= self.deadline(current)  # one who is late has no time to spare for this
         return (coming, current.used) if current.rung in PLAYED and in_time else (None, None)
+
+    def _forget_beyond(self) -> None:
+        """Name the span after the coming one anew, unless it was asked for."""
+        if self._beyond is not None and not self._beyond.asked:
+            self._beyond = None
 
     def _collect(self, now: int) -> bool:
         """Take the replies that are in."""
@@ -550,39 +570,71 @@ class Part:
             if turn is None or asked is None:
                 self._stray(reply, now)
                 continue
-            reply = self._vetted(reply, asked.request)
-            arrived = self._arrival(reply, now)
-            if not reply.fault:
-                good = reply.attempt != CONTINUATION  # to go on by itself does not show that it can answer
-                self._faulty_in_a_row = 0 if good else self._faulty_in_a_row
-                self._good_answers += good
-            elif reply.fault != SUPERSEDED:
-                self._faulty_in_a_row += 1
-                self.faults += 1
-            self._log(
-                {
-                    "type": "reply",
-                    **_place(reply.span),
-                    "agent": self.name,
-                    "attempt": reply.attempt,
-                    "arrived": arrived,
-                    "compute_seconds": round(reply.compute_seconds, 6),
-                    "fault": reply.fault,
-                    "lead_in": reply.clip.lead_in if reply.clip else 0,
-                    "origin": encode(reply.clip.origin) if reply.clip else None,
-                }
-            )
-            asked.reply, asked.arrived = reply, arrived
+            # What only stands by, and mostly never sounds, is looked at when it is to sound.
+            stands_by = reply.attempt != FINAL and turn is not self.current
+            reply = self._vetted(reply, asked.request, stands_by)
+            asked.reply, asked.arrived = reply, self._arrival(reply, now)
+            self._note(asked)
+            self._count(asked.reply)
             if turn is self.current and reply.attempt not in _CLIMBS[turn.rung]:
                 self._drop(asked)
         return found
 
-    def _vetted(self, reply: Reply, request: SpanRequest) -> Reply:
-        """Return the reply, or a fault in its place if its sound is not what was asked for."""
+    def _note(self, asked: Asked) -> None:
+        """Write an answer down."""
+        reply = asked.reply
+        assert reply is not None
+        self._log(
+            {
+                "type": "reply",
+                **_place(reply.span),
+                "agent": self.name,
+                "attempt": reply.attempt,
+                "arrived": asked.arrived,
+                "compute_seconds": round(reply.compute_seconds, 6),
+                "fault": reply.fault,
+                "lead_in": reply.clip.lead_in if reply.clip else 0,
+                "origin": encode(reply.clip.origin) if reply.clip else None,
+            }
+        )
+
+    def _count(self, reply: Reply) -> None:
+        """Count an answer for or against the agent. That it can answer is shown by one that was looked at whole, and
+        not by carrying on.
+        """
+        if reply.fault:
+            self._faulty_in_a_row += reply.fault != SUPERSEDED
+            self.faults += reply.fault != SUPERSEDED
+        elif reply.attempt != CONTINUATION:
+            self._faulty_in_a_row = 0
+            self._good_answers += reply.look is None
+
+    def _vetted(self, reply: Reply, request: SpanRequest, stands_by: bool) -> Reply:
+        """Return the reply, or a fault in its place if its sound is not what was asked for. Of one that ``stands_by``
+        the samples are left for later, if its port has a way to look at them.
+        """
         if reply.clip is None or reply.fault:
             return replace(reply, clip=None)
-        fault = clip_fault(reply.clip, request, self.voice.channels, self.voice.join_frames)
-        return replace(reply, clip=None, fault=fault) if fault else reply
+        later = stands_by and reply.look is not None
+        fault = clip_fault(reply.clip, request, self.voice.channels, self.voice.join_frames,
+                           (lambda: "") if later else reply.look)  # fmt: skip
+        if fault:
+            return replace(reply, clip=None, fault=fault)
+        return reply if later else replace(reply, look=None)
+
+    def _stood_by(self, asked: Asked | None) -> bool:
+        """Whether there is a usable answer among those that stand by, now that it may have to sound. What is wrong
+        with it and comes out only now is written down once more, and counts as if it had come like that.
+        """
+        reply = asked.reply if asked is not None else None
+        if asked is None or reply is None:
+            return False
+        if reply.look is not None and reply.clip is not None:
+            asked.reply = self._vetted(reply, asked.request, stands_by=False)
+            self._count(asked.reply)
+            if asked.reply.fault:
+                self._note(asked)
+        return asked.usable
 
     def _arrival(self, reply: Reply, now: int) -> int:
         """Return when a reply is held to be in.
@@ -630,8 +682,7 @@ class Part:
                 turn.note = "lost"
                 self._actions.extendleft(reversed(asked.request.actions if asked.request.final else ()))
                 lost += 1
-        if self._beyond is not None and not self._beyond.asked:
-            self._beyond = None
+        self._forget_beyond()
         self._log({"type": "worker", "agent": self.name, "frame": now, "generation": self._generation,
                    "event": "lost", "requests": lost})  # fmt: skip
 
@@ -665,10 +716,10 @@ class Part:
             return REST, None, cause
         if final is not None and final.usable:
             return (REST if final.answer is None else RUNG_FINAL), final.answer, ""
-        if speculative is not None and speculative.usable:
+        if speculative is not None and self._stood_by(speculative):
             return (REST if speculative.answer is None else RUNG_SPECULATIVE), speculative.answer, cause
         continuation = turn.asked.get(CONTINUATION)
-        if continuation is not None and continuation.answer is not None:
+        if continuation is not None and self._stood_by(continuation) and continuation.answer is not None:
             return RUNG_CONTINUATION, continuation.answer, cause
         if self._good is not None:
             return RUNG_LAST_BAR, self._good.used, cause
@@ -840,7 +891,7 @@ _ATTEMPT_OF = {RUNG_SPECULATIVE: SPECULATIVE, RUNG_CONTINUATION: CONTINUATION}
 
 def stagger_frames(order: int, join_frames: int) -> int:
     """Return how much earlier than the first of the band the agent in place ``order`` is asked and decides."""
-    return order * (join_frames // 4)
+    return order * join_frames
 
 
 def _place(span: Span) -> dict[str, object]:

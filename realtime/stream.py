@@ -66,7 +66,8 @@ LOST_EMPTY, LOST_LATE, LOST_GONE, LOST_UNSEEN = -1, -2, -3, -4
 """Why a frame did not go out: see :attr:`Departures.words`."""
 
 _HEAR_FRAMES = 1024  # largest block of input handed over at once
-_TURN_BLOCKS = 64  # largest number of blocks mixed before the status is told again
+_TURNS_AT_ONCE = 32  # mixed before the status is told again
+_SHORTEST_SLEEP = 0.001  # seconds
 
 
 def frames_in(elapsed_ns: int, samplerate: int) -> int:
@@ -209,7 +210,6 @@ class NullStream:
     def run(self, process: Process) -> None:
         """Drive ``process`` until it has stopped."""
         origin, begun_ns = process.mixed - self.spec.lead, self._clock()
-        wake_seconds = _wake_seconds(self.spec)
         while not process.stopped:
             time_ns = self._clock()
             now = origin + frames_in(time_ns - begun_ns, self.spec.samplerate)
@@ -218,15 +218,16 @@ class NullStream:
             for block in _silence(process.heard, now - self.spec.latency, self.spec.inputs):
                 process.hear(block)
             while process.mixed < now + self.spec.lead and not process.stopped:
-                process.mix(min(self.spec.blocksize, now + self.spec.lead - process.mixed))
+                process.mix(self.spec.turn_frames)
             self.late.publish(self._status, process, now, time_ns)
-            self._sleep(wake_seconds)
+            self._sleep(_seconds_ahead(self.spec, process, now))
 
 
 class DeviceStream:
     """A stream to the device process. Runs in the engine's process, on its one thread; opens nothing itself.
 
-    A turn of the loop: tell the time, hear what came in, mix up to ``lead`` frames ahead, publish, sleep. If the
+    A turn of the loop: tell the time, hear what came in, mix ``lead`` frames ahead and up to a turn more, publish,
+    sleep until that is used up. If the
     engine was held up for longer than ``lead``, it counts an underrun and mixes on: frames are placed by their
     index, so what is late is lost and what follows is in its place.
 
@@ -272,7 +273,6 @@ class DeviceStream:
         self._mix(process, origin)  # what is slow the first time happens before the clock starts
         self._await_device()
         playhead = Playhead(self.spec, origin - self.spec.lead, self._clock())
-        wake_seconds = _wake_seconds(self.spec)
         while True:
             time_ns, device = self._clock(), self._device.read()
             now = process.played = playhead.advance(time_ns, device)
@@ -284,7 +284,7 @@ class DeviceStream:
             if process.stopped and now >= process.mixed:
                 return
             if not behind:
-                self._sleep(wake_seconds)
+                self._sleep(_seconds_ahead(self.spec, process, now + device["extra_lead"]))
 
     def _await_device(self) -> None:
         """Let the device open, so that the first frame is not lost; not if it is known not to."""
@@ -306,16 +306,16 @@ class DeviceStream:
             process.hear(self._input.read(process.heard, min(end, process.heard + _HEAR_FRAMES)))
 
     def _mix(self, process: Process, now: int) -> bool:
-        """Mix at least ``lead`` frames ahead, a bounded number of blocks a turn; return whether more is due at once.
+        """Mix at least ``lead`` frames ahead, a bounded number at once; return whether more is due already.
 
-        Whole blocks only: a piece of one would cost the mixer as much.
+        Whole turns only: a piece of one would cost the engine as much.
         """
         due = now + self.spec.lead
-        for _ in range(_TURN_BLOCKS):
+        for _ in range(_TURNS_AT_ONCE):
             if process.mixed >= due or process.stopped:
                 return False
             start = process.mixed
-            self._output.write(start, process.mix(self.spec.blocksize))
+            self._output.write(start, process.mix(self.spec.turn_frames))
         return process.mixed < due and not process.stopped
 
 
@@ -413,6 +413,7 @@ def _silence(start: int, end: int, channels: int) -> Iterator[Block]:
         yield np.zeros((min(_HEAR_FRAMES, end - at), channels), np.float32)
 
 
-def _wake_seconds(spec: StreamSpec) -> float:
-    """Return an eighth of the lead, 1 to 2 ms: often enough to be on time, seldom enough to cost nothing."""
-    return min(0.002, max(0.001, spec.lead / spec.samplerate / 8))
+def _seconds_ahead(spec: StreamSpec, process: Process, now: int) -> float:
+    """Return how long nothing has to be mixed, at most a turn: then what came in is heard."""
+    ahead_frames = min(process.mixed - now - spec.lead, spec.turn_frames)
+    return max(_SHORTEST_SLEEP, ahead_frames / spec.samplerate)

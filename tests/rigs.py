@@ -13,7 +13,8 @@ from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
 from realtime.mixer import Strip
 from realtime.protocols import Agent, Block, Clip, Origin, Piece, Span, SpanRequest, StreamSpec
 from realtime.replay import ForcedTiming, ReplayPort, Script
-from realtime.worker import AgentConfig, AgentRunner, InlinePort, RingHeard
+from realtime.runner import AgentRunner, InlinePort, RingHeard
+from realtime.seat import AgentConfig
 
 RATE = 48000
 Delay = Callable[[SpanRequest], int]
@@ -22,6 +23,17 @@ Delay = Callable[[SpanRequest], int]
 def at_once(request: SpanRequest) -> int:
     """Answer without delay."""
     return 0
+
+
+def question(bar: int = 1, *, rate: int = RATE, attempt: int = 1, context_end: int | None = None) -> SpanRequest:
+    """Return what is asked for a whole bar in 4/4 at 120, known up to a little before it."""
+    tempo_map = TempoMap.steady(rate, 120)
+    start = tempo_map.bar_frame(bar)
+    return SpanRequest(
+        agent="a", span=Span(bar, Fraction(0), Fraction(4)), start=start, frames=2 * rate,
+        beat_frames=tuple(range(0, 2 * rate, rate // 2)), timeline=tempo_map.timelines[0],
+        context_end=start - 1000 if context_end is None else context_end, seed=bar + 1, attempt=attempt,
+    )  # fmt: skip
 
 
 class ClickAgent:

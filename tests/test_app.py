@@ -30,7 +30,7 @@ from realtime.buffers import AudioRing
 from realtime.corpus import build
 from realtime.engine import Command, EngineConfig
 from realtime.protocols import Block
-from realtime.worker import RingHeard
+from realtime.runner import RingHeard
 
 RATE = 16000
 BAND = """

@@ -76,7 +76,8 @@ SUBPROCESS = {"realtime/devices.py", "bridge/children.py", BUILDER, *COMMAND}
 """Files that may run another program: the device list, which may hang; the janitor, which outlives all; the tools."""
 
 ENGINE = {
-    f"realtime/{name}.py" for name in ("clock", "protocols", "messages", "buffers", "engine", "scheduler", "mixer")
+    f"realtime/{name}.py"
+    for name in ("clock", "protocols", "messages", "buffers", "engine", "scheduler", "mixer", "voice", "port", "seat")
 }
 """What the engine's interpreter consists of: it opens no file, no socket, no device."""
 
@@ -204,6 +205,12 @@ def check_engine(place: str, tree: ast.Module) -> list[str]:
         "realtime.inference",
     }
     found = [f"{place}:{line} imports {name}" for name, line in imports(tree) if name in closed]
+    loaded = {(*name.split(".")[:2], line) for node in at_import(tree) for name, line in imports(node) if "." in name}
+    found += [
+        f"{place}:{line} loads realtime.{module}, which is no part of the engine"
+        for room, module, line in sorted(loaded)
+        if room == "realtime" and f"realtime/{module}.py" not in ENGINE
+    ]
     return found + [f"{place}:{line} opens something" for name, line in called(tree) if name in {"open", "fdopen"}]
 
 
@@ -433,6 +440,7 @@ def test_the_licence_is_whole() -> None:
         (check_evaluation, "realtime/a.py", "np.load(f, allow_pickle=True)", "allows pickle"),
         (check_engine, "realtime/engine.py", "import socket", "imports socket"),
         (check_engine, "realtime/mixer.py", "def f():\n    open('x')", "opens something"),
+        (check_engine, "realtime/port.py", "from realtime.runner import AGENTS", "loads realtime.runner"),
         (check_programs, "bridge/osc.py", "import subprocess", "imports subprocess"),
         (check_programs, "realtime/a.py", "os.system('ls')", "calls os.system"),
         (check_docstrings, "realtime/a.py", '"""A."""\ndef f(): ...', ":2 f has no docstring"),
@@ -462,6 +470,8 @@ def test_a_breach_is_found(check: Check, place: str, source: str, breach: str) -
         (check_axes, "realtime/stretch.py", "y = x.T"),
         (check_evaluation, "bridge/a.py", "re.compile('x')\nmodel.eval()\nnp.load(f, allow_pickle=False)"),
         (check_engine, "realtime/corpus.py", "open('x')"),
+        (check_engine, "realtime/port.py", "from realtime.seat import SLOTS"),
+        (check_engine, "realtime/engine.py", "def f():\n    from realtime.stream import NullStream"),
         (check_programs, "realtime/devices.py", "import subprocess"),
         (
             check_docstrings,

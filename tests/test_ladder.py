@@ -29,6 +29,7 @@ def load(name: str) -> Any:
 
 
 faults, ladder = load("faults"), load("bench_ladder")
+Account, Seat, Stage = ladder.Account, ladder.Seat, ladder.Stage
 
 
 def struck(seats: list[Any], bars: int, **more: Any) -> Any:
@@ -51,7 +52,7 @@ def test_a_band_struck_in_a_fifth_of_its_spans_never_stops() -> None:
 @pytest.mark.parametrize("kind", faults.KINDS)
 def test_each_fault_costs_its_own_stem_a_rung_and_nobody_anything_else(kind: str) -> None:
     script = faults.RandomFaults(2, 0.5, RATE, (kind,))
-    seats = [faults.Seat("struck", ladder.ToneAgent, script=script), faults.Seat("well", ladder.ToneAgent)]
+    seats = [Seat("struck", ladder.ToneAgent, script=script), Seat("well", ladder.ToneAgent)]
     outcome = struck(seats, 24, bpm=400, supervised=True)
     port = outcome.stage.ports["struck"]
     assert port.struck[kind] > 5
@@ -66,7 +67,7 @@ def test_answers_that_never_come_do_not_use_up_an_agents_places() -> None:
     def script(request: SpanRequest) -> Any:
         return faults.Fault("garbage", faults.ATTEMPTS) if request.span.bar % 3 == 0 else None
 
-    outcome = ladder.play([faults.Seat("model", ladder.ToneAgent, script=script)], 60, bpm=320)
+    outcome = ladder.play([Seat("model", ladder.ToneAgent, script=script)], 60, bpm=320)
     assert "no free clip slot" not in "".join(outcome.account.unexplained)
     assert outcome.account.spans[1] > 30
 
@@ -85,11 +86,11 @@ def test_the_echo_has_no_hole_where_it_could_not_hear_yet() -> None:
 def seat_of(name: str, script: Callable[[SpanRequest], Any]) -> Any:
     """Return one of the suite's seats with a script of its own."""
     (seat,) = ladder.band((name,), 0)
-    return faults.Seat(seat.name, seat.build, seat.grid_beats, seat.follows, script=script)
+    return Seat(seat.name, seat.build, seat.grid_beats, seat.follows, script=script)
 
 
 def test_a_model_stalled_for_ever_leaves_no_frame_empty() -> None:
-    seats = [faults.Seat("model", ladder.ToneAgent, script=faults.stalled_from(ladder.FIRST_BAR + 2))]
+    seats = [Seat("model", ladder.ToneAgent, script=faults.stalled_from(ladder.FIRST_BAR + 2))]
     outcome = struck(seats, 60, bpm=240, blocksize=48000)
     assert outcome.watches["model"].gap_frames == 0
     assert outcome.mix_frames == outcome.stage.engine.mixed
@@ -100,7 +101,7 @@ def test_a_successor_goes_on_with_the_state_of_the_dead() -> None:
     def script(request: SpanRequest) -> Any:
         return faults.Fault("kill", faults.ATTEMPTS, 100, 4800) if request.span.bar % 6 == 5 else None
 
-    outcome = struck([faults.Seat("model", ladder.ToneAgent, script=script)], 40)
+    outcome = struck([Seat("model", ladder.ToneAgent, script=script)], 40)
     port = outcome.stage.ports["model"]
     assert len(port.down) > 4
     assert port.generation() == len(port.down)
@@ -113,7 +114,7 @@ def test_a_successor_goes_on_with_the_state_of_the_dead() -> None:
 def test_what_comes_out_does_not_depend_on_the_size_of_blocks() -> None:
     stems = []
     for blocksize in (300, 8192):
-        stage = faults.Stage(
+        stage = Stage(
             ladder.band(("lead", "beats", "second"), 0.5), TempoMap.steady(RATE, 320), blocksize=blocksize,
             longest_span_seconds=8, first_bar=3,
         )  # fmt: skip
@@ -150,7 +151,7 @@ class HollowAgent(ladder.ToneAgent):  # type: ignore[misc, name-defined]
 
 
 def test_holes_and_hard_cuts_are_found() -> None:
-    hollow = ladder.play([faults.Seat("hollow", HollowAgent)], 20)
+    hollow = ladder.play([Seat("hollow", HollowAgent)], 20)
     assert len(hollow.watches["hollow"].gaps) > 14
     with ladder.hard_cuts():
         cut = ladder.play(ladder.band(("lead",), 0.2), 20)
@@ -162,8 +163,8 @@ def test_holes_and_hard_cuts_are_found() -> None:
 def test_a_take_that_says_something_else_than_what_happened_is_found() -> None:
     lines: list[dict[str, Any]] = []
     seats = ladder.band(("lead",), 0.5)
-    stage = faults.Stage(seats, TempoMap.steady(RATE, 320), log=lines.append, longest_span_seconds=8, first_bar=3)
-    account = faults.Account(stage.ports)
+    stage = Stage(seats, TempoMap.steady(RATE, 320), log=lines.append, longest_span_seconds=8, first_bar=3)
+    account = Account(stage.ports)
     lies = 0
     for _ in range(120):
         lines.clear()

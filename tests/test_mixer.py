@@ -41,7 +41,6 @@ def render(
         block = slice(at, cut)
         mixer.mix(start + at, cut - at, sound[block], None if dry is None else dry[block], tempo_map, out[block])
         at = cut
-    mixer.meter(sound, dry, out)
     return out
 
 
@@ -127,8 +126,6 @@ def test_block_size_does_not_change_a_bit(blocksize: int) -> None:
     render(whole, STEMS, DRY, outputs=5)
     assert mixer.limited_frames == whole.limited_frames
     np.testing.assert_array_equal(mixer.nan_frames, whole.nan_frames)
-    meters = mixer.meters()
-    np.testing.assert_array_equal(meters[:, 0], whole.meters()[:, 0])
 
 
 change = st.one_of(
@@ -537,37 +534,6 @@ def test_no_input_is_silence() -> None:
     assert not out.any()
 
 
-# -- meters
-
-
-def test_meters_hold_what_was_since_the_last_reading() -> None:
-    mixer = Mixer(TWO, [Strip("a", 1, gain_db=-20), Strip("b", 2, mute=True)], Metronome(), Monitor())
-    assert mixer.meter_names == ("a", "b", "monitor", "metronome", "output 1", "output 2")
-    sine = (0.5 * np.sin(2 * np.pi * np.arange(8000) / 80)).astype(np.float32)[:, np.newaxis]
-    both = np.column_stack([level(0.25, 8000), level(-0.75, 8000)])
-    late = TempoMap.steady(SAMPLERATE, 60, downbeat=0)
-    render(mixer, [sine, both], level(0, 8000), range(100, 8000, 100), late)
-    meters = mixer.meters()
-    assert meters.dtype == np.float32
-    out = 0.05 * math.sqrt(0.5)
-    expected: list[tuple[float, float]] = [
-        (0.5, 0.5 * math.sqrt(0.5)),  # before the fader
-        (0.75, math.sqrt((0.25**2 + 0.75**2) / 2)),  # muted strips are metered too
-        (0, 0),
-        (0, 0),
-        (out, out * math.sqrt(0.5)),
-        (out, out * math.sqrt(0.5)),
-    ]
-    np.testing.assert_allclose(meters, expected, rtol=1e-5)
-    assert not mixer.meters().any()
-
-
-def test_output_meters_are_after_the_limiter() -> None:
-    mixer = Mixer(ONE, [Strip("a", 1, outputs=(0,))])
-    render(mixer, [level(4)], outputs=1)
-    np.testing.assert_allclose(mixer.meters(), np.array([(4, 4), (CEILING, CEILING)]), rtol=1e-5)
-
-
 # -- misuse
 
 
@@ -606,4 +572,3 @@ def test_misuse_is_refused_with_a_sentence(build: Callable[[], object], sentence
 def test_nothing_at_all_is_silence() -> None:
     mixer = Mixer(TWO, [])
     assert not render(mixer, [], None, [700]).any()
-    assert mixer.meters().shape == (2, 2)

@@ -19,6 +19,7 @@ from realtime.clock import Meter, TempoChange, TempoMap
 from realtime.engine import Command, Engine, EngineConfig, Memory, PartConfig
 from realtime.mixer import Strip
 from realtime.protocols import Action, Block, Chord, Clip, Origin, Plan, Span, SpanRequest, StreamSpec
+from realtime.runner import AgentRunner, InlinePort, RingHeard
 from realtime.scheduler import (
     CONTINUATION,
     FINAL,
@@ -33,8 +34,8 @@ from realtime.scheduler import (
     next_span,
     span_seed,
 )
+from realtime.seat import SLOTS, AgentConfig
 from realtime.voice import NEVER, Material, Voice
-from realtime.worker import SLOTS, AgentConfig, AgentRunner, InlinePort, RingHeard
 
 F = Fraction
 
@@ -166,6 +167,9 @@ class Silent:
 
     def ready(self) -> bool:
         return False
+
+    def examine(self, samples: int) -> int:
+        return samples
 
     def next_due(self) -> int:
         return NEVER
@@ -306,7 +310,7 @@ def test_one_that_follows_is_told_the_plan_it_follows_in_whatever_order_they_sit
     for request in finals:
         assert request.plans == (Plan("a", Origin("noise", decided[request.span.bar, FINAL])),)
     posted = {(line["agent"], line["bar"]): line["posted"] for line in stage.lines("request") if line["attempt"] == 1}
-    stagger = {name: 120 * place for place, name in enumerate(order)}
+    stagger = {name: 480 * place for place, name in enumerate(order)}
     assert posted["b", 1] == 96_000 - 480 - 1000 - stagger["b"]
     assert posted["a", 1] == min(posted["b", 1], 96_000 - 480 - stagger["a"]) - 4800
 
@@ -463,6 +467,9 @@ class SlotPort:
 
     def ready(self) -> bool:
         return self._polled and bool(self._due) and self._due[0][0] <= self.now()
+
+    def examine(self, samples: int) -> int:
+        return samples
 
     def next_due(self) -> int:
         return self._due[0][0] if self._due and not self._polled else NEVER
@@ -720,6 +727,9 @@ class Player:
     def ready(self) -> bool:
         return self.news
 
+    def examine(self, samples: int) -> int:
+        return samples
+
     def next_due(self) -> int:
         return self.due[0][0] if self.due else NEVER
 
@@ -770,6 +780,37 @@ def test_an_agent_that_cannot_carry_on_is_not_asked_to() -> None:
     port = Player({(2, FINAL): "never", (2, SPECULATIVE): "never"}, continues=False)
     assert told_rungs(playing(port, 4))[:4] == [1, 1, 4, 1]
     assert not [request for request in port.requests if request.attempt == CONTINUATION]
+
+
+def test_what_stands_by_is_looked_at_when_it_is_to_sound_and_then_its_fault_is_told() -> None:
+    """Two of three answers mostly never sound; of a worker's, which stand in shared memory, none is read in vain."""
+    looked: list[tuple[int, int]] = []
+
+    def seen(fault: str = "") -> Callable[[Reply], Reply]:
+        def spoil(reply: Reply) -> Reply:
+            def look() -> str:
+                looked.append((reply.span.bar, reply.attempt))
+                return fault
+
+            return replace(reply, look=look)
+
+        return spoil
+
+    wrong: dict[tuple[int, int], Any] = {(bar, attempt): seen() for bar in range(6) for attempt in range(3)}
+    wrong |= {(2, FINAL): "never", (3, FINAL): "never", (3, SPECULATIVE): seen("NaN or so")}
+    stage = playing(Player(wrong), 5)
+    assert told_rungs(stage)[:5] == [1, 1, 2, 3, 1]
+    assert {(bar, attempt) for bar, attempt in looked if attempt != FINAL} == {
+        (2, SPECULATIVE), (3, SPECULATIVE), (3, CONTINUATION),
+    }  # fmt: skip
+    assert len(looked) == len(set(looked)), "once each"
+    told = [line["fault"] for line in stage.lines("reply") if (line["bar"], line["attempt"]) == (3, SPECULATIVE)]
+    assert told == ["", "NaN or so"], "a replay believes the last word"
+    row = dict(zip(LEDGER, stage.engine.parts[0].ledger(), strict=True))
+    assert row["faults"] == 1
+    assert row["good"] == len([line for line in stage.lines("reply") if line["attempt"] == FINAL]) + 1, (
+        "what nobody has looked at says nothing for the agent"
+    )
 
 
 @pytest.mark.parametrize(
@@ -869,7 +910,7 @@ def test_agents_of_a_band_are_asked_and_decide_one_after_the_other() -> None:
     stage = Stage(lambda *_: ports, ["a", "b", "c"], tempo_map=TempoMap.steady(8000, 120, Meter(2, 4)))
     stage.run(4 * BAR)
     decided = {line["agent"]: line["decided"] for line in stage.lines("span") if line["bar"] == 3}
-    assert [decided["a"] - decided[name] for name in ("a", "b", "c")] == [0, 20, 40]
+    assert [decided["a"] - decided[name] for name in ("a", "b", "c")] == [0, 80, 160]
     for line in stage.lines("span"):
         assert line["start"] == line["bar"] * BAR, "the downbeat is where it was"
 

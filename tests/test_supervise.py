@@ -24,7 +24,8 @@ from realtime.clock import TempoMap
 from realtime.engine import Command
 from realtime.protocols import StreamSpec
 from realtime.scheduler import LEDGER
-from realtime.worker import ADMITTED, ON_DUTY, STATE_MEASURED, AgentConfig, WorkerConfig, worker_layout
+from realtime.seat import ADMITTED, ON_DUTY, STATE_MEASURED, AgentConfig, worker_layout
+from realtime.worker import WorkerConfig
 
 SECOND_NS = 1_000_000_000
 RATE = 16000

@@ -27,9 +27,9 @@ from realtime.engine import EngineConfig, Memory, PartConfig, engine_layout
 from realtime.messages import decode, to_bytes
 from realtime.mixer import Strip
 from realtime.protocols import Block, StreamSpec
+from realtime.seat import AgentConfig
 from realtime.stream import LOST_EMPTY, LOST_GONE, LOST_LATE
 from realtime.voice import NEVER
-from realtime.worker import AgentConfig
 
 RATE = 8000
 SEAT = PartConfig(AgentConfig("keys", "echo"), Strip("keys", 1))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bridge.watch import Order, Seen, Watch
 from realtime.scheduler import LEDGER
-from realtime.worker import STATE_ARMED, STATE_FAILED, STATE_MEASURED
+from realtime.seat import STATE_ARMED, STATE_FAILED, STATE_MEASURED
 
 TICK_NS = 20_000_000
 SECOND_NS = 1_000_000_000

@@ -22,13 +22,14 @@ from live import (
     LIVE_LEAD,
     MOST_LATE,
     NO_JACK,
-    PERIOD_FRAMES,
     PERIOD_NS,
     SAMPLERATE,
     busy_threads,
     controlled,
+    corpus_agent,
     jack_server,
     judge,
+    live_text,
     longest_turn_seconds,
     start_jack,
     wait_for,
@@ -92,11 +93,7 @@ bpm = "{bpm}"
 meter = "{meter}"
 chart = ["C"]
 {changes}
-[[agents]]
-name = "click"
-kind = "corpus"
-corpus = {json.dumps(str(corpus))}
-{more}
+{corpus_agent("click", corpus, more)}
 """
 
 
@@ -452,34 +449,15 @@ def write_live_session(folder: Path, clicks: bool = False, bpm: int = 112, meter
     demo_session(folder / "demo-corpora")
     second = click_corpus(folder / "clicks-live", "112", SAMPLERATE) if clicks else folder / "demo-corpora" / "drums"
     path = folder / ("live-clicks.toml" if clicks else "live.toml")
-    path.write_text(f"""
-[session]
-seed = 3
-[stream]
-device = "system"
-samplerate = {SAMPLERATE}
-blocksize = {PERIOD_FRAMES}
-inputs = [1]
-outputs = 2
-[transport]
-bpm = {bpm}
-meter = "{meter}"
-count_in_bars = 1
-chart = ["Dm7", "Am7", "Bbmaj7", "C7"]
-[metronome]
-on = {"false" if clicks else "true"}
-outputs = [2]
-[[agents]]
-name = "second"
-kind = "corpus"
-corpus = {json.dumps(str(second))}
-outputs = [1]
-[[agents]]
-name = "bass"
-kind = "corpus"
-corpus = {json.dumps(str(folder / "demo-corpora" / "bass"))}
-outputs = [2]
-""")
+    text = live_text(
+        "count_in_bars = 1",
+        f"[metronome]\non = {'false' if clicks else 'true'}\noutputs = [2]",
+        corpus_agent("second", second, "outputs = [1]"),
+        corpus_agent("bass", folder / "demo-corpora" / "bass", "outputs = [2]"),
+        bpm=bpm,
+        meter=meter,
+    )
+    path.write_text(text)
     return path
 
 

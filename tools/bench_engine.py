@@ -1,10 +1,14 @@
 """Suite ``engine``: how long the engine takes for a block, with a whole band at work.
 
 The shipped engine (:func:`realtime.engine.shared_engine`) runs in a process of its own, as it does live: garbage
-collection frozen and off, SCHED_FIFO where that is allowed, woken once per period of 128 frames at 48 kHz. Every stem
-sounds, and is asked and answered bar by bar, speculative and final and how it would go on, with origins of sixteen
-pieces; a second process stands for all the workers, and this one drains the take's lines as a recorder does. Each
-block is timed from the input taken to the output made; none is left out.
+collection frozen and off, SCHED_FIFO where that is allowed, driven by the shipped stream on the wall clock
+(:class:`realtime.stream.NullStream`: the device's does the same and copies what was mixed). Every stem sounds, and is
+asked and answered bar by bar, speculative and final and how it would go on, with origins of sixteen pieces; a second
+process stands for all the workers, and this one drains the take's lines as a recorder does.
+
+The engine wakes once in a few blocks of 128 frames at 48 kHz and mixes them together. Everything from waking up to
+going to sleep is timed, also where there was nothing to mix, and shared out evenly among the blocks mixed; none is
+left out. The longest turn is told beside it, as a part of the lead.
 
 Beside it a control runs at the same priority and period: the bare copies and sums of as many stems, in NumPy. What
 the control takes beyond its usual time is the machine's. Where the control itself is over a goal, ``ok`` is null.
@@ -29,18 +33,19 @@ import numpy as np
 import numpy.typing as npt
 from rows import Options, Row
 
-from realtime.buffers import Arena, ArenaHandle, Layout, checksum, join_frames
+from realtime.buffers import Arena, ArenaHandle, Layout, StatusBlock, checksum, join_frames
 from realtime.clock import TempoMap
-from realtime.engine import EngineConfig, PartConfig, engine_layout, settle, shared_engine
+from realtime.engine import Engine, EngineConfig, PartConfig, engine_layout, settle, shared_engine
 from realtime.messages import encode, to_bytes
 from realtime.mixer import Metronome, Monitor, Strip
 from realtime.protocols import Origin, Piece, StreamSpec
 from realtime.rights import ENGINE_PRIORITY, use_realtime
-from realtime.worker import ADMITTED, STATE_ARMED, AgentConfig
+from realtime.seat import ADMITTED, STATE_ARMED, AgentConfig
+from realtime.stream import STREAM_FIELDS, NullStream
 
 SUITE = "engine"
 SAMPLERATE, PERIOD_FRAMES, LEAD = 48000, 128, 1024
-PERIOD_NS = PERIOD_FRAMES * 10**9 // SAMPLERATE
+PERIOD_NS, LEAD_NS = (frames * 10**9 // SAMPLERATE for frames in (PERIOD_FRAMES, LEAD))
 BPM = 120
 BAR_BLOCKS = 4 * 60 * SAMPLERATE // BPM // PERIOD_FRAMES
 STEMS, SCALING = 16, (1, 4, 64)
@@ -101,6 +106,8 @@ def time_rows(folder: Path, blocks: int) -> Iterator[Row]:
         yield row(f"{name}, {label}", value, "%", f"<= {most}", ok, reason)
     yield row("control, p50", control[0], "%", "", None, "bare copies and sums of as many stems, beside it")
     yield row("control, p99.9", control[2], "%", "", None, f"max {control[3]:.1f} %")
+    yield row("longest turn", found.longest_turn / LEAD_NS * 100, "%", "", None,
+              f"of the lead; {found.turn_frames} frames are mixed at a time")  # fmt: skip
     yield row("blocks in a second of the engine's time", 1e9 / found.times.mean(), "1/s", "", None,
               f"{SAMPLERATE / PERIOD_FRAMES:g} are played")  # fmt: skip
 
@@ -143,9 +150,14 @@ def growth(allocated: Nanoseconds) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Nanoseconds of each block of the engine and of the control, objects once a bar, spans that an answer played."""
+    """Nanoseconds of each block of the engine and of the control, objects once a bar, spans that an answer played.
+
+    The longest turn, in nanoseconds, and its length in frames.
+    """
 
     times: Nanoseconds
+    longest_turn: int
+    turn_frames: int
     control: Nanoseconds
     allocated: Nanoseconds
     spans: int
@@ -187,7 +199,9 @@ def measure(folder: Path, stems: int, blocks: int, paced: bool = True) -> Found 
         with np.load(paths[0]) as file:
             made = dict(file)
         quiet = np.load(paths[1])["times"][warm_up:] if paced else np.zeros(1, np.int64)
-        return Found(made["times"], quiet, made["allocated"], spans, bool(made["realtime"]))
+        times, turn = made["times"], config.spec.turn_frames
+        longest = int(made["longest_turn"])
+        return Found(times, longest, turn, quiet, made["allocated"], spans, bool(made["realtime"]))
     finally:
         for process in processes:
             if process.is_alive():
@@ -218,16 +232,52 @@ def drive(
     """Be the engine's process."""
     arena = Arena.attach(handle)
     engine = shared_engine(arena, config, wakes)
-    sound = np.random.default_rng(1).normal(0, LEVEL, (PERIOD_FRAMES, 1)).astype(np.float32)
-    times = np.zeros(warm_up + blocks, np.int64)
-    allocated = np.zeros(len(times) // BAR_BLOCKS + 1, np.int64)
     wait_until_armed(arena, config)
     settle()
     realtime = use_realtime(ENGINE_PRIORITY)
-    clock = Pace(paced)
     arena["bench"][1] = 1
-    for index in range(len(times)):
-        clock.wait()
+    if paced:
+        watch = Watch(engine, warm_up, blocks)
+        NullStream(config.spec, sleep=watch.sleep, status=StatusBlock.private(STREAM_FIELDS)).run(engine)
+        times, allocated, longest = watch.times[warm_up:], np.zeros(1, np.int64), watch.longest
+    else:
+        times, allocated = hurried(engine, warm_up + blocks)
+        times, longest = times[warm_up:], int(times.max())
+    np.savez(path, times=times, allocated=allocated, realtime=realtime, longest_turn=longest)
+
+
+class Watch:
+    """Stands between the stream and its sleep: what passes from one sleep to the next is the engine's time."""
+
+    def __init__(self, engine: Engine, warm_up: int, blocks: int) -> None:
+        self.times = np.zeros(warm_up + blocks, np.int64)
+        self.longest = 0
+        self._engine, self._warm_up = engine, warm_up
+        self._made = self._spent = 0
+        self._woke = time.perf_counter_ns()
+
+    def sleep(self, seconds: float) -> None:
+        """Note what this turn took, share it out among its blocks; then sleep."""
+        spent = time.perf_counter_ns() - self._woke
+        self._spent += spent
+        end = min(self._engine.mixed // PERIOD_FRAMES, len(self.times))
+        if end > self._made:
+            self.times[self._made : end] = self._spent // (end - self._made)
+            self.longest = max(self.longest, spent if self._made >= self._warm_up else 0)
+            self._made, self._spent = end, 0
+        if end == len(self.times):
+            self._engine.stopped = True
+            return
+        time.sleep(seconds)
+        self._woke = time.perf_counter_ns()
+
+
+def hurried(engine: Engine, blocks: int) -> tuple[Nanoseconds, Nanoseconds]:
+    """Mix block after block as fast as it goes; return the time of each, and the interpreter's objects once a bar."""
+    sound = np.random.default_rng(1).normal(0, LEVEL, (PERIOD_FRAMES, 1)).astype(np.float32)
+    times = np.zeros(blocks, np.int64)
+    allocated = np.zeros(blocks // BAR_BLOCKS + 1, np.int64)
+    for index in range(blocks):
         engine.played = engine.mixed - LEAD
         begun = time.perf_counter_ns()
         engine.hear(sound)
@@ -235,20 +285,17 @@ def drive(
         times[index] = time.perf_counter_ns() - begun
         if index % BAR_BLOCKS == 0:
             allocated[index // BAR_BLOCKS] = sys.getallocatedblocks()
-    np.savez(path, times=times[warm_up:], allocated=allocated, realtime=realtime)
+    return times, allocated
 
 
 class Pace:
-    """Wakes once a period; a stall is one lateness, not many. Without a pace, it goes on at once."""
+    """Wakes once a period; a stall is one lateness, not many."""
 
-    def __init__(self, paced: bool) -> None:
-        self._paced = paced
+    def __init__(self) -> None:
         self._due = time.monotonic_ns()
 
     def wait(self) -> None:
         """Wait for the next period."""
-        if not self._paced:
-            return
         self._due += PERIOD_NS
         time.sleep(max(0, self._due - time.monotonic_ns()) / 1e9)
         self._due = max(self._due, time.monotonic_ns() - PERIOD_NS)
@@ -266,7 +313,7 @@ def be_control(handle: ArenaHandle, stems: int, blocks: int, path: str) -> None:
     while not arena["bench"][1]:
         time.sleep(0.001)
     time.sleep(PERIOD_NS / 2e9)  # between the engine's blocks, not in their midst
-    clock = Pace(True)
+    clock = Pace()
     for index in range(blocks):
         clock.wait()
         at = index * PERIOD_FRAMES % len(ring)

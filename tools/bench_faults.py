@@ -7,7 +7,6 @@ files are damaged by the thousands. What the same faults do to the music, to the
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -369,27 +368,9 @@ def live_band(folder: Path) -> Any:
     from bridge.session import MODELS, Session
 
     demo_session(folder / "demo-corpora")
-    session = Session.parse(f"""
-[session]
-seed = 3
-[stream]
-device = "system"
-samplerate = {harness.SAMPLERATE}
-blocksize = {harness.PERIOD_FRAMES}
-inputs = [1]
-outputs = 2
-[transport]
-bpm = 112
-chart = ["Dm7", "Am7", "Bbmaj7", "C7"]
-[[agents]]
-name = "bass"
-kind = "corpus"
-corpus = {json.dumps(str(folder / "demo-corpora" / "bass"))}
-[[agents]]
-name = "model"
-kind = "echo"
-budget_seconds = {BUDGET_SECONDS}
-""")
+    bass = harness.corpus_agent("bass", folder / "demo-corpora" / "bass")
+    model = f'[[agents]]\nname = "model"\nkind = "echo"\nbudget_seconds = {BUDGET_SECONDS}\n'
+    session = Session.parse(harness.live_text(bass, model))
     work = {"model": str(MODELS / "onset"), "work_seconds": BUDGET_SHARE * BUDGET_SECONDS}
     return with_agents(session, model=("bench_agents:ModelAgent", work))
 
@@ -441,7 +422,7 @@ def left_out(live: Any) -> bool:
 
 def stands_by(live: Any, agent: str) -> bool:
     """Whether an agent's spare is loaded."""
-    from realtime.worker import STATE_MEASURED
+    from realtime.seat import STATE_MEASURED
 
     spare = live.pids().get(f"spare {agent}")
     blocks = [live.arena.status(f"{agent}.worker{parity}").read() for parity in (0, 1)]
@@ -707,10 +688,7 @@ meter = "2/4"
 chart = ["Dm7", "Am7"]
 [metronome]
 on = true
-[[agents]]
-name = "bass"
-kind = "corpus"
-corpus = {json.dumps(str(folder / "demo-corpora" / "bass"))}
+{harness.corpus_agent("bass", folder / "demo-corpora" / "bass")}
 [[agents]]
 name = "echo"
 kind = "echo"

@@ -1,7 +1,7 @@
 """Suite ``ladder``: the band never stops. Virtual time, so every figure is exact.
 
 The engine, its ports and the agents' runners are the shipped ones, with the shipped crossfade; workers follow a
-script (:mod:`faults`). Sound is looked at on the stems (:mod:`continuity`), frames on the WAV that the recorder's
+script (:mod:`faultport`). Sound is looked at on the stems (:mod:`continuity`), frames on the WAV that the recorder's
 writer wrote.
 """
 
@@ -22,8 +22,10 @@ from typing import Any
 
 import continuity
 import numpy as np
-from faults import Account, RandomFaults, Seat, Stage, no_faults, stalled_from
+from account import Account
+from faults import RandomFaults, no_faults, stalled_from
 from rows import Options, Row
+from stage import Seat, Stage
 
 from realtime import voice
 from realtime.agents.corpus import CorpusAgent

@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_core import LIVE_LEAD, PERIOD_FRAMES, SAMPLERATE, controlled, jack_server, wait_for
+from live import (
+    LIVE_LEAD,
+    PERIOD_FRAMES,
+    SAMPLERATE,
+    controlled,
+    corpus_agent,
+    jack_server,
+    live_text,
+    wait_for,
+)
 from rows import Options, Row
 
 SUITE = "memory"
@@ -226,31 +235,9 @@ def write_session(folder: Path, device: str) -> Path:
     from bridge.demo import build_corpora
 
     build_corpora(folder / "demo-corpora")
-    agents = "".join(
-        f"""
-[[agents]]
-name = "{name}"
-kind = "corpus"
-corpus = {json.dumps(str(folder / "demo-corpora" / "bass"))}
-"""
-        for name in ("bass", "model")
-    )
+    agents = [corpus_agent(name, folder / "demo-corpora" / "bass") for name in ("bass", "model")]
     path = folder / "memory.toml"
-    path.write_text(f"""
-[session]
-seed = 5
-[stream]
-device = {json.dumps(device)}
-samplerate = {SAMPLERATE}
-blocksize = {PERIOD_FRAMES}
-inputs = [1]
-outputs = 2
-[transport]
-bpm = {BPM}
-meter = "4/4"
-chart = ["Dm7", "Am7", "Bbmaj7", "C7"]
-{agents}
-""")
+    path.write_text(live_text(*agents, seed=5, device=device, bpm=BPM))
     return path
 
 

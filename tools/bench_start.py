@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench_core import NO_JACK, first_audio_seconds, jack_server, timed, write_live_session
+from bench_core import first_audio_seconds, timed, write_live_session
+from live import NO_JACK, corpus_agent, jack_server
 from rows import Options, Row
 
 SUITE = "start"
@@ -105,11 +106,7 @@ samplerate = 48000
 inputs = [1]
 [transport]
 bpm = 112
-[[agents]]
-name = "bass"
-kind = "corpus"
-corpus = {json.dumps(str(folder / "demo-corpora" / "bass"))}
-model = "onset"
+{corpus_agent("bass", folder / "demo-corpora" / "bass", 'model = "onset"')}
 """)
     return path
 
@@ -168,7 +165,7 @@ class Watch:
         return (self._armed_ns - since_ns) / 1e9 if self._armed_ns else float("inf")
 
     def _look(self) -> None:
-        from realtime.worker import STATE_ARMED
+        from realtime.seat import STATE_ARMED
 
         while not hasattr(self._live, "arena") and time.monotonic() < self._until:
             time.sleep(LOOK_SECONDS)

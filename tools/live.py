@@ -1,7 +1,8 @@
-"""What the benchmarks of live sessions share: an audio server of their own, a control beside, an orderly end."""
+"""What the benchmarks of live sessions share: their text, an audio server of their own, a control, an orderly end."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -38,6 +39,34 @@ def ended_in_order() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# The session
+
+
+def live_text(*tables: str, seed: int = 3, device: str = "system", bpm: int = 112, meter: str = "4/4") -> str:
+    """Return a session over four chords, one input, two outputs; ``tables`` may begin with more of transport."""
+    first = f"""
+[session]
+seed = {seed}
+[stream]
+device = {json.dumps(device)}
+samplerate = {SAMPLERATE}
+blocksize = {PERIOD_FRAMES}
+inputs = [1]
+outputs = 2
+[transport]
+bpm = {bpm}
+meter = "{meter}"
+chart = ["Dm7", "Am7", "Bbmaj7", "C7"]
+"""
+    return first + "\n".join(tables)
+
+
+def corpus_agent(name: str, corpus: Path, *keys: str) -> str:
+    """Return the table of an agent that plays from a corpus."""
+    lines = [f'name = "{name}"', 'kind = "corpus"', f"corpus = {json.dumps(str(corpus))}", *keys]
+    return "\n".join(["[[agents]]", *lines, ""])
 
 
 # The audio server

@@ -18,7 +18,7 @@ import numpy as np
 from realtime import worker
 from realtime.buffers import RecordRing, checksum, join_frames
 from realtime.protocols import Block, Clip, Origin, Span, SpanRequest, StreamSpec
-from realtime.worker import StateCell
+from realtime.seat import StateCell
 
 CHUNK_BYTES = 16 * 2**20
 GROWTH_SECONDS = 0.01
