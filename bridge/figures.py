@@ -310,7 +310,7 @@ def tempo_marks(take: TakeReader) -> list[TempoMark]:
 
 def _tempo_lines(take: TakeReader, tempo_map: TempoMap) -> Sequence[TempoLine]:
     """Return the take's tempo lines; where the song was left for another place, those of what was really played."""
-    if not take.locates:
+    if not (take.locates or take.anchors):
         return take.tempo
     return [
         TempoLine(
@@ -330,4 +330,5 @@ def song_marks(take: TakeReader) -> list[TempoMark]:
         if line.loop_bars > 0:
             text = f"loop {first}" + (f"\u2013{last}" if last > first else "")
         marks.append(TempoMark(line.frame, line.frame, line.bar, text))
-    return marks
+    marks += [TempoMark(line.frame, line.frame, line.bar, f"led to bar {line.song_bar + 1}") for line in take.anchors]
+    return sorted(marks, key=lambda mark: mark.frame)

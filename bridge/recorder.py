@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bridge.wav import FLUSH_SECONDS, WavWriter, check_format
-from realtime.clock import Locate, Meter, TempoChange, TempoMap, Timeline
+from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, Timeline
 from realtime.messages import Json, decode, encode, field_names, from_json, to_bytes
 from realtime.protocols import Action, Block, Origin, Span
 
@@ -106,6 +106,10 @@ class TempoLine:
     def change(self) -> TempoChange:
         """What was wished."""
         return TempoChange(self.bar, self.beat, self.tempo, self.meter, self.ramp_beats)
+
+    def applied(self, tempo_map: TempoMap) -> TempoMap:
+        """Return the map with this in it."""
+        return self.change.applied(tempo_map)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +293,28 @@ class LocateLine:
     def change(self) -> Locate:
         """What was wished."""
         return Locate(self.bar, self.song_bar, self.loop_bars, self.as_written)
+
+    def applied(self, tempo_map: TempoMap) -> TempoMap:
+        """Return the map with this in it."""
+        return self.change.applied(tempo_map)
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorLine:
+    """From session bar ``bar``, which starts at ``frame``, another leads, and there it is bar ``song_bar``.
+
+    Nothing before frame ``earliest`` could be moved any more.
+    """
+
+    frame: int
+    earliest: int
+    bar: int
+    song_bar: int
+    anchor: Anchor
+
+    def applied(self, tempo_map: TempoMap) -> TempoMap:
+        """Return the map with this in it."""
+        return tempo_map.anchored(self.anchor, self.earliest)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -610,8 +636,10 @@ class TakeReader:
         Length of the take: that of its shortest file. Everything is read up to here.
     lines
         Every line as a dict, also of types this version does not know.
-    requests, replies, spans, joins, retimes, outs, budgets, armed, workers, tempo, locates, actions, xruns, pads
+    requests, replies, spans, joins, retimes, outs, budgets, armed, workers, actions, xruns, pads
         The lines of one type, in order, as records. A take of an older sideman has none of the newer types.
+    tempo, locates, anchors
+        Likewise: what became of musical time.
     end
         The last line, ``None`` after a crash.
     truncated
@@ -652,6 +680,7 @@ class TakeReader:
         self.armed = self._records("armed", ArmedLine)
         self.workers = self._records("worker", WorkerLine)
         self.locates = self._records("locate", LocateLine)
+        self.anchors = self._records("anchor", AnchorLine)
         self._by_hand = self._made_by_hand()
         self.actions = self._records("action", Action)
         self.xruns = self._records("xrun", XrunLine)
@@ -686,18 +715,20 @@ class TakeReader:
             return tempo_map
         tempo_map = tempo_map.as_session()
         for line in self._by_hand:
-            tempo_map = line.change.applied(tempo_map)
+            tempo_map = line.applied(tempo_map)
         return tempo_map
 
-    def _made_by_hand(self) -> list[TempoLine | LocateLine]:
+    def _made_by_hand(self) -> list[TempoLine | LocateLine | AnchorLine]:
         """Return what was announced while the music played, in the order in which it was."""
-        found: list[TempoLine | LocateLine] = []
-        tempi, locates = iter(self.tempo), iter(self.locates)
+        found: list[TempoLine | LocateLine | AnchorLine] = []
+        tempi, locates, anchors = iter(self.tempo), iter(self.locates), iter(self.anchors)
         for line in self.lines:
             if line.get("type") == "tempo" and (tempo := next(tempi)).announced is not None:
                 found.append(tempo)
             elif line.get("type") == "locate":
                 found.append(next(locates))
+            elif line.get("type") == "anchor":
+                found.append(next(anchors))
         return found
 
     def has(self, stem: str) -> bool:
@@ -793,6 +824,8 @@ def _lines_of(folder: Path, path: Path) -> tuple[list[tuple[int, dict[str, Any]]
 
 
 _UNDATED = ("armed", "budget", "worker")
+_COMING = ("tempo", "locate", "anchor")
+"""Lines that tell of what is to come."""
 
 
 def _clocked(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -803,7 +836,7 @@ def _clocked(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[i
         at = next((frame for frame in told if type(frame) is int), None)
         if line.get("type") in _UNDATED:
             yield number, {"frame": clock, **line}
-        elif at is not None and line.get("type") not in ("tempo", "locate"):  # those tell of what is to come
+        elif at is not None and line.get("type") not in _COMING:
             clock = max(clock, at)
 
 

@@ -32,6 +32,13 @@ KEPT_SECONDS = 600
 """The transport forgets timelines that ended longer ago: nobody looks back so far, and a map stays small for ever."""
 POSITION_DENOMINATOR = 10**12
 """Bound of an origin's denominator: the rounding is below 1e-12 frame a change, and numbers stay small for ever."""
+GENTLE = Fraction(1, 20)
+"""Where what is left of a bar, or the next one, has to be bent by no more than this, that is done."""
+SHORTEST_BEND = Fraction(1, 4)
+"""No bar line is hurried by more than down to this part of what is left of its bar."""
+BEND_GRID = Fraction(1, 8)
+"""Beats; a bend begins on one of these places in a bar."""
+MAX_FRAME = 2**48
 MAX_BARS = 10**6
 """Bars are counted to here where somebody names one: more than 300 hours of 4/4 at 240 bpm."""
 
@@ -359,6 +366,76 @@ class TempoMap:
         """Return the session's map in which bar ``bar`` plays ``song_bar`` of the song: see :class:`Locate`."""
         return self.as_session()._with(Locate(bar, song_bar, loop_bars, as_written))
 
+    def anchored(self, anchor: Anchor, earliest: int) -> tuple[TempoMap, int, int]:
+        """Return the session's map that is on the grid of an :class:`Anchor` as soon as it can be.
+
+        Parameters
+        ----------
+        anchor
+            The grid.
+        earliest
+            First frame that may be changed.
+
+        Returns
+        -------
+        TempoMap
+            Nothing before ``earliest`` moves; what was wished for later is dropped, as another holds the time now.
+        int
+            First bar of the session on the grid.
+        int
+            Bar of the song that it is.
+        """
+        session = self.as_session()
+        bar, beat = session._first_beat(earliest)
+        later = bisect_left(session.stretches, session.downbeat(bar) + beat, lo=1, key=_beat)
+        session = TempoMap(session.timelines, session.stretches[:later])
+        grid = anchor.grid(session.timelines[0].samplerate)
+        bend, bar = session._bend(grid, bar, beat)
+        assert bend.tempo is not None
+        session = session._stepped(_Step(session._beat_of(bend), bend.tempo, bend, 0))
+        song_bar = _nearest_bar(grid, session.bar_frame(bar))
+        stretch = session.stretches[-1].led(session.downbeat(bar), TempoMap((grid,)), song_bar)
+        return session._followed_by(stretch), bar, song_bar
+
+    def _first_beat(self, earliest: int) -> tuple[int, Fraction]:
+        """Return bar and beat, in eighths of one, of the first place at frame ``earliest`` or later."""
+        here = self.moment(earliest)
+        bar, beat = here.bar, -(-here.beat // BEND_GRID) * BEND_GRID
+        if beat < self.bar_beats(bar) and self.frame_at(self.downbeat(bar) + beat) < earliest:
+            beat += BEND_GRID
+        return (bar, beat) if beat < self.bar_beats(bar) else (bar + 1, Fraction(0))
+
+    def _bend(self, grid: Timeline, bar: int, beat: Fraction) -> tuple[TempoChange, int]:
+        """Return with which tempo from which place on a bar line falls on one of the grid's, and its bar.
+
+        What is left of ``bar`` from ``beat`` on is bent. If that is nearly on the grid anyway, a little; if the next
+        bar is, that one, and gently. Else the first bar line of the grid is taken that can be reached.
+        """
+        for first, since in ((bar, beat), (bar + 1, Fraction(0))):
+            line = grid.position(grid.downbeat(_nearest_bar(grid, self.bar_frame(first + 1))))
+            start = self._position(self.downbeat(first) + since)
+            length = self._position(self.downbeat(first + 1)) - start
+            if abs(line - start - length) <= GENTLE * length:
+                return self._bent(first, since, line - start, first + 1), first + 1
+        start, end = self._position(self.downbeat(bar) + beat), bar + 1
+        while True:  # a bar more as long as it would be bent beyond the slowest tempo there is
+            length, beats = self._position(self.downbeat(end)) - start, self.downbeat(end) - self.downbeat(bar) - beat
+            shortest = max(length * SHORTEST_BEND, beats * 60 * grid.samplerate / FASTEST_BPM)
+            reached = grid.bar_at(grid.beat_at(start + shortest)) + 1
+            change = self._bent(bar, beat, grid.position(grid.downbeat(reached)) - start, end)
+            if change.tempo is not None and change.tempo >= SLOWEST_BPM:
+                return change, end
+            end += 1
+
+    def _bent(self, bar: int, beat: Fraction, frames: Fraction, end: int) -> TempoChange:
+        """Return the change with which what is left from ``beat`` of a bar to bar ``end`` lasts ``frames``."""
+        beats = self.downbeat(end) - self.downbeat(bar) - beat
+        tempo = beats * 60 * self.timelines[0].samplerate / frames
+        return TempoChange(bar, beat, tempo.limit_denominator(TEMPO_DENOMINATOR))
+
+    def _position(self, beat: Fraction) -> Fraction:
+        return self.at_beat(beat).position(beat)
+
     def since(self, frame: int) -> TempoMap:
         """Return the map without what ended before ``frame``; from there on nothing moves."""
         if self.stretches:
@@ -578,6 +655,13 @@ class Stretch:
         shift = self.at_beat(beat).bar_at(beat) - locate.song_bar
         return self._followed(beat, song, song.downbeat(locate.song_bar), shift, loop, locate)
 
+    def led(self, beat: Fraction, song: TempoMap, song_bar: int) -> Stretch:
+        """Return what follows from ``beat``, a bar line, on if the song is another's, in whose time ``song`` is."""
+        song_beat = song.downbeat(song_bar)
+        frame = song.at_beat(song_beat).position(song_beat)
+        bar = self.at_beat(beat).bar_at(beat)
+        return Stretch(song, frame, beat, bar, Fraction(0), beat - song_beat, bar - song_bar)
+
     def _going_on(
         self, beat: Fraction, song: TempoMap, song_beat: Fraction, rounds: int, wish: TempoChange, step: int = 0
     ) -> Stretch:
@@ -764,6 +848,54 @@ class Locate:
         return tempo_map.located(self.bar, self.song_bar, self.loop_bars, self.as_written)
 
 
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A wish to be on another's grid: bar ``song_bar`` of the song begins at frame ``frame``, and so on from there.
+
+    The session's bars count on. What is left of the present bar is bent, so that the next bar line falls on one of
+    the grid, to the frame, and from there on song bars are the other's. What was planned or wished by hand for later
+    is given up: another holds the time now.
+
+    Attributes
+    ----------
+    frame
+        Session frame, past or to come; it only names the grid.
+    song_bar
+        Bar of the song that begins there, counted from 0; in a count-in they are negative.
+    tempo, meter
+        Of the grid.
+
+    Raises
+    ------
+    ValueError
+        If a figure is beyond what anybody plays.
+    """
+
+    frame: int
+    song_bar: int
+    tempo: Fraction
+    meter: Meter = Meter()
+
+    def __post_init__(self) -> None:
+        if not SLOWEST_BPM <= self.tempo <= FASTEST_BPM:
+            raise ValueError(f"an anchor at {float(self.tempo):g} BPM; a tempo is {SLOWEST_BPM} to {FASTEST_BPM}")
+        if self.tempo.denominator > TEMPO_DENOMINATOR:
+            raise ValueError(f"a tempo of {self.tempo}; its denominator is at most {TEMPO_DENOMINATOR}")
+        if not -MAX_BARS <= self.song_bar <= MAX_BARS:
+            raise ValueError(f"an anchor at song bar {self.song_bar}; bars are {-MAX_BARS:,} to {MAX_BARS:,}")
+        if not -MAX_FRAME <= self.frame <= MAX_FRAME:
+            raise ValueError(f"an anchor at frame {self.frame}, which no session reaches")
+
+    def grid(self, samplerate: int) -> Timeline:
+        """Return the timeline it names; its beat 0 is that of ``song_bar``."""
+        return Timeline(samplerate, self.tempo, self.meter, Fraction(self.frame), bar=self.song_bar)
+
+
+def _nearest_bar(grid: Timeline, frame: int) -> int:
+    """Return the bar of a grid whose bar line is nearest to a frame."""
+    return grid.bar_at(grid.beat_at(frame) + grid.meter.beats / 2)
+
+
 class Transport:
     """Publishes one tempo map; the only writer of musical time. Engine thread only.
 
@@ -806,6 +938,14 @@ class Transport:
         locate = replace(locate, bar=bar)
         self.map = locate.applied(self.map.as_session().since(now - self._kept_frames))
         return locate
+
+    def anchor(self, anchor: Anchor, now: int) -> tuple[int, int, int]:
+        """Take an anchor in, at frame ``now``; return the first bar of the session on its grid, its song bar, and the
+        first frame that could be changed.
+        """
+        session, earliest = self.map.as_session().since(now - self._kept_frames), now + self._notice_frames
+        self.map, bar, song_bar = session.anchored(anchor, earliest)
+        return bar, song_bar, earliest
 
     def advance(self, now: int) -> None:
         """Forget what ended long before frame ``now``. Nothing that can still be heard moves, so it may be called at

@@ -42,7 +42,7 @@ from realtime.buffers import (
     status_layout,
     stems_layout,
 )
-from realtime.clock import Locate, Meter, TempoChange, TempoMap, Transport, as_tempo
+from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, Transport, as_tempo
 from realtime.messages import encode, field_names, from_bytes, to_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
 from realtime.port import ProcessPort
@@ -86,11 +86,13 @@ class Command:
     """Something the bridge lets through, checked and typed.
 
     ``do`` is ``"stop"`` (at once, or on the next bar line where ``name`` is ``"bar"``), ``"tempo"`` (with
-    ``change``), ``"locate"`` (with ``locate``), ``"action"`` (``target`` is the agent, ``name`` what it declares),
-    ``"grid"`` (``name`` is the length of the spans of agent ``target`` from now on, beats as a fraction, ``"0"`` for
-    bars), ``"quarantine"`` (agent ``target`` is asked for nothing any more), ``"lighter"`` (``name`` are the options
-    with which agent ``target`` plays instead, as JSON), ``"metronome"`` (0 or 1), or a fader of stem ``target``:
-    ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``, ``"solo"`` (0 or 1).
+    ``change``), ``"locate"`` (with ``locate``), ``"anchor"`` (with ``anchor``: from now on another leads), ``"rest"``
+    (1: the band fades out now and rests while time goes on, 0: it plays again from the next bar line), ``"action"``
+    (``target`` is the agent, ``name`` what it declares), ``"grid"`` (``name`` is the length of the spans of agent
+    ``target`` from now on, beats as a fraction, ``"0"`` for bars), ``"quarantine"`` (agent ``target`` is asked for
+    nothing any more), ``"lighter"`` (``name`` are the options with which agent ``target`` plays instead, as JSON),
+    ``"metronome"`` (0 or 1), or a fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``,
+    ``"solo"`` (0 or 1).
     """
 
     do: str
@@ -99,6 +101,7 @@ class Command:
     value: float = 0.0
     change: TempoChange | None = None
     locate: Locate | None = None
+    anchor: Anchor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +267,8 @@ class Engine:
         self._anything_new, self._news_left = anything_new, True
         self._last_news, self._news_waits = -1, 0
         self._stop_at = NEVER
+        self._resting = False
+        self._clicking = config.metronome is not None and config.metronome.on
         self.publish: Callable[[], None] = lambda: None  # called in every block that has time for it, and at the end
         self._published = 0
         self._monitor_delay = config.monitor_delay_frames if config.monitor is not None else -1
@@ -441,6 +446,10 @@ class Engine:
             self._change_tempo(command.change, now)
         elif command.do == "locate" and command.locate is not None:
             self._locate(command.locate, now)
+        elif command.do == "anchor" and command.anchor is not None:
+            self._anchor(command.anchor, now)
+        elif command.do == "rest":
+            self._rest(bool(command.value), now)
         elif command.do == "action":
             self._part(command.target).press(Action(now, command.target, command.name, command.value))
         elif command.do == "grid":
@@ -470,7 +479,8 @@ class Engine:
         levels = {"gain": self.mixer.set_gain, "pan": self.mixer.set_pan}
         switches = {"mute": self.mixer.set_mute, "solo": self.mixer.set_solo}
         if command.do == "metronome":
-            self.mixer.set_metronome(bool(command.value), now)
+            self._clicking = bool(command.value)
+            self.mixer.set_metronome(self._clicking and not self._resting, now)
         elif command.do in levels:
             levels[command.do](command.target, command.value, now)
         elif command.do in switches:
@@ -495,6 +505,21 @@ class Engine:
         self._retime(now)
         place = self.transport.map.bar_frame(done.bar)
         self._log({"type": "locate", "frame": place, "announced": now, "late": done != locate, **encode(done)})
+
+    def _anchor(self, anchor: Anchor, now: int) -> None:
+        bar, song_bar, earliest = self.transport.anchor(anchor, now)
+        self._retime(now)
+        place = self.transport.map.bar_frame(bar)
+        self._log({"type": "anchor", "frame": place, "announced": now, "earliest": earliest, "bar": bar,
+                   "song_bar": song_bar, "anchor": encode(anchor)})  # fmt: skip
+
+    def _rest(self, resting: bool, now: int) -> None:
+        """Let the band rest, and the metronome with it, or play again."""
+        for part in self.parts:
+            part.rest(resting, now)
+        if self.mixer.has_metronome:
+            self.mixer.set_metronome(self._clicking and not resting, now)
+        self._resting = resting
 
     def _retime(self, now: int) -> None:
         for part in self.parts:

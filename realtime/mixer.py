@@ -270,6 +270,11 @@ class Mixer:
         """Solo a stem, or end it. The monitor and the metronome are neither soloed nor silenced by a solo."""
         self._schedule(name, at_frame, lambda strip: replace(strip, solo=solo))
 
+    @property
+    def has_metronome(self) -> bool:
+        """Whether there is one to turn on and off."""
+        return self._clicks is not None
+
     def set_metronome(self, on: bool, at_frame: int) -> None:
         """Let the clicks from ``at_frame`` on sound or not; one that sounds already rings out."""
         clicks = self._clicks

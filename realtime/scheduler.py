@@ -333,7 +333,7 @@ class Part:
         self.followers: tuple[Part, ...] = ()
         self.current: Turn | None = None
         self.coming: Turn | None = None
-        self.quarantined = False
+        self.quarantined = self.resting = False
         self.rungs: dict[int, int] = {}
         self.faults = 0
         self._grid, self._first_bar, self._seed, self._chart, self._log = grid, first_bar, seed, chart, log
@@ -409,6 +409,16 @@ class Part:
         """Ask the agent for nothing any more; its stem fades out with the span that sounds or was decided."""
         self.quarantined = True
 
+    def rest(self, resting: bool, now: int) -> None:
+        """Fade out from frame ``now`` on and ask the agent for nothing; or play again from the coming span on."""
+        self.resting = resting
+        if resting:
+            self.voice.join(now + self.voice.join_frames, None)
+            if self.current is not None:
+                self.current.used = None
+            good, self._good = self._good, None  # what was played before says nothing of what fits after
+            self._let_go(now, good, until=now + self.voice.join_frames)
+
     def set_grid(self, grid: Fraction) -> None:
         """Take spans of ``grid`` beats, 0 for bars, from the span after the coming one on."""
         self._grid = grid
@@ -466,7 +476,7 @@ class Part:
         return self.coming
 
     def _may_ask(self) -> bool:
-        return not self.quarantined and self.port.armed()
+        return not self.quarantined and not self.resting and self.port.armed()
 
     def _ask(
         self, turn: Turn, attempt: int, now: int, tempo_map: TempoMap, timing: Timing, after: Origin | None = None
@@ -710,6 +720,8 @@ class Part:
         """Return rung, what to play (None: silence) and why it is not the final answer."""
         if self.quarantined:
             return (REST if self._good is None else RUNG_FADE), None, "quarantined"
+        if self.resting:
+            return REST, None, "resting"
         final, speculative = turn.asked.get(FINAL), turn.asked.get(SPECULATIVE)
         cause = self._cause(turn, final)
         if self._good is None and (final is None or final.note):
@@ -735,7 +747,7 @@ class Part:
 
     def _count_final(self, final: Asked | None) -> None:
         """Count whether the final answer was there in time; one that could not be asked for says nothing."""
-        if final is None or final.note not in ("", NO_SLOT, QUEUE_FULL) or self.quarantined:
+        if final is None or final.note not in ("", NO_SLOT, QUEUE_FULL) or self.quarantined or self.resting:
             return
         late = final.reply is None
         self._late_finals += late
@@ -781,7 +793,7 @@ class Part:
     def _late_answer(self) -> Answer | None:
         """Return an answer to the sounding turn that came after its deadline and would climb the ladder."""
         turn = self.current
-        if turn is None or turn.rests or self.quarantined:
+        if turn is None or turn.rests or self.quarantined or self.resting:
             return None
         for attempt in _CLIMBS[turn.rung]:
             asked = turn.asked.get(attempt)

@@ -17,6 +17,7 @@ from realtime.clock import (
     MAX_BARS,
     POSITION_DENOMINATOR,
     TEMPO_DENOMINATOR,
+    Anchor,
     Locate,
     Meter,
     TempoChange,
@@ -827,3 +828,84 @@ def test_old_timelines_are_forgotten_and_nothing_later_moves() -> None:
     assert len(transport.map.stretches) < len(everything.timelines) - 50
     for frame in range(now - 300 * 48000, now + 30 * 48000, 100_003):
         assert transport.map.moment(frame) == everything.moment(frame)
+
+
+# Another's grid
+
+
+@st.composite
+def anchors(draw: st.DrawFn) -> Anchor:
+    return Anchor(
+        draw(st.integers(-3_000_000, 6_000_000)),
+        draw(st.integers(-4, 500)),
+        Fraction(draw(st.integers(20_000, 400_000)), 1000),
+        draw(st.sampled_from([Meter(4, 4), Meter(7, 8), Meter(3, 4), Meter(1, 8), Meter(12, 8)])),
+    )
+
+
+@given(
+    st.integers(20, 400),
+    st.sampled_from([Meter(4, 4), Meter(7, 8), Meter(1, 16), Meter(5, 4)]),
+    st.lists(st.tuples(anchors(), st.integers(0, 900_000)), min_size=1, max_size=4),
+)
+def test_an_anchor_brings_the_session_onto_its_grid_to_the_frame(
+    bpm: int, meter: Meter, wishes: list[tuple[Anchor, int]]
+) -> None:
+    transport = Transport(TempoMap.steady(48_000, bpm, meter), 2000)
+    now = 0
+    for anchor, elapsed in wishes:
+        now += elapsed
+        before = transport.map
+        bar, song_bar, _ = transport.anchor(anchor, now)
+        after, grid = transport.map, anchor.grid(48_000)
+        fixed = before.moment(now + 2000)
+        for past in range(fixed.bar - 5, fixed.bar + 1):
+            if before.bar_frame(past) <= now + 2000 and before.bar_frame(past) > now - 480_000:
+                assert after.bar_frame(past) == before.bar_frame(past), "nothing moves that is decided"
+        for ahead in range(50):
+            line = grid.frame_at(grid.downbeat(song_bar + ahead))
+            assert after.bar_frame(bar + ahead) == line
+            assert after.song_bar(bar + ahead) == song_bar + ahead
+            assert after.moment(line).bar == bar + ahead
+        frames = [after.bar_frame(past) for past in range(fixed.bar - 2, bar + 3)]
+        assert frames == sorted(set(frames)), "time goes on"
+        if elapsed == now:  # the first: no bend is under way
+            whole = (grid.meter.beats / grid.tempo + meter.beats / bpm) * 60 * 48_000
+            assert after.bar_frame(bar) - now - 2000 <= 2 * whole, "soon"
+
+
+@pytest.mark.parametrize("off", [-2000, -3, 0, 3, 2000])
+def test_what_is_nearly_on_the_grid_is_bent_a_little(off: int) -> None:
+    transport = Transport(TempoMap.steady(48_000, 120), 2000)
+    bar, song_bar, _ = transport.anchor(Anchor(96_000 * 7 + off, 40, Fraction(120)), 100_000)
+    assert song_bar == bar + 33
+    assert transport.map.bar_frame(bar) == 96_000 * bar + off
+    tempi = {float(line.tempo) for line in transport.map.unrolled(10**6)}
+    assert max(tempi) <= 120 / 0.95
+    assert min(tempi) >= 120 / 1.05
+    assert transport.map.at_frame(10**7).tempo == 120
+
+
+def test_an_anchor_within_the_same_grid_changes_nothing_but_the_song_bar() -> None:
+    before = TempoMap.steady(48_000, Fraction(97), Meter(7, 8))
+    transport = Transport(before, 2000)
+    transport.anchor(Anchor(before.bar_frame(0), 10, Fraction(97), Meter(7, 8)), 300_000)
+    after = transport.map
+    for bar in range(30):
+        assert after.bar_frame(bar) == before.bar_frame(bar)
+    assert after.song_bar(20) == 30
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"tempo": Fraction(10)}, "20 to 400"),
+        ({"tempo": Fraction(401)}, "20 to 400"),
+        ({"tempo": Fraction(100) + Fraction(1, 10**9)}, "denominator"),
+        ({"song_bar": 10**7}, "song bar"),
+        ({"frame": 2**60}, "no session reaches"),
+    ],
+)
+def test_what_is_no_grid_is_refused(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Anchor(**({"frame": 0, "song_bar": 0, "tempo": Fraction(120)} | keys))

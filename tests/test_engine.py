@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rigs import RATE, ClickAgent, NoiseAgent, Rig
 
 from realtime.buffers import Arena, RecordRing, checksum
-from realtime.clock import Locate, Meter, TempoChange, TempoMap
+from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, round_frame
 from realtime.engine import (
     LOG_BYTES,
     LOG_RECORDS,
@@ -385,6 +385,55 @@ def test_a_locate_goes_elsewhere_in_the_song_is_told_and_is_replayed() -> None:
     assert np.diff(played.beats(8 * RATE))[-1] == RATE // 4
     replayed = Rig({"a": ClickAgent()}, tempo_map, blocksize=999, replay=played.log)
     assert np.array_equal(replayed.run(8 * RATE), mix)
+
+
+@given(
+    frame=st.integers(-200_000, 900_000),
+    bpm=st.integers(60, 240),
+    meter=st.sampled_from([Meter(4, 4), Meter(7, 8), Meter(3, 4)]),
+    press=st.integers(0, 3 * RATE),
+)
+@settings(max_examples=25, deadline=None)
+def test_another_who_leads_is_followed_to_the_frame_and_the_take_knows(
+    frame: int, bpm: int, meter: Meter, press: int
+) -> None:
+    anchor = Anchor(frame, 40, Fraction(bpm), meter)
+    agent = ClickAgent()
+    rig = Rig({"click": agent}, script=[(press, Command("anchor", anchor=anchor))], blocksize=512)
+    mix = rig.run(12 * RATE)
+    assert clicks(rig.stem("click")) == rig.beats(12 * RATE)
+    [line] = rig.lines("anchor")
+    bar_frames = Fraction(60 * RATE) / bpm * meter.beats
+    lines = [frame + round_frame(count * bar_frames) for count in range(-40, 40)]
+    first = rig.engine.transport.map.moment(11 * RATE).bar
+    for bar in range(line["bar"], first):
+        assert rig.engine.transport.map.bar_frame(bar) in lines
+    replayed = Rig({"click": ClickAgent()}, blocksize=999, replay=rig.log)
+    assert np.array_equal(replayed.run(12 * RATE), mix)
+
+
+def test_a_band_that_rests_fades_at_once_and_plays_again_from_a_bar_line() -> None:
+    script = [
+        (5 * RATE + 77, Command("rest", value=1.0)),
+        (9 * RATE + 33, Command("rest", value=0.0)),
+    ]
+    agents = {"a": NoiseAgent(), "b": NoiseAgent()}
+    rig = Rig(agents, script=script, metronome=Metronome(on=True))
+    mix = rig.run(14 * RATE)
+    for name in agents:
+        stem = rig.stem(name)
+        assert stem[4 * RATE : 5 * RATE + 77].any()
+        assert not stem[5 * RATE + 77 + 480 : 10 * RATE - 480 - 480].any(), "it rests, and its neighbours too"
+        assert stem[10 * RATE : 10 * RATE + 480].any(), "a bar of two seconds begins there"
+        asked = [request.start for request in agents[name].requests if request.final]
+        assert not [start for start in asked if 6 * RATE < start < 10 * RATE]
+    assert not mix[6 * RATE : 9 * RATE].any(), "nor does the metronome sound"
+    causes = {line["cause"] for line in rig.lines("span") if 6 * RATE < line["start"] < 10 * RATE}
+    assert causes == {"resting"}
+    replayed = Rig(
+        {"a": NoiseAgent(), "b": NoiseAgent()}, blocksize=777, replay=rig.log, metronome=Metronome(on=True)
+    )
+    assert np.array_equal(replayed.run(14 * RATE), mix)
 
 
 def test_a_locate_announced_too_late_counts_from_the_next_bar_and_is_counted() -> None:

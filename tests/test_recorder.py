@@ -17,10 +17,13 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rigs import RATE as RIG_RATE
+from rigs import ClickAgent, Rig
 
 from bridge.recorder import TakeReader, TakeWriter, check_stem_names
 from bridge.wav import WavWriter
-from realtime.clock import Meter
+from realtime.clock import Anchor, Meter, TempoChange
+from realtime.engine import Command
 from realtime.messages import encode
 from realtime.protocols import Block, Origin, Piece
 
@@ -148,6 +151,29 @@ def test_the_tempo_map_is_that_of_the_take(tmp_path: Path) -> None:
     tempo_map = TakeReader(tmp_path / "take").tempo_map
     assert [tempo_map.bar_frame(bar) for bar in (0, 1, 2)] == [10, 2010, 5010]
     assert tempo_map.at_frame(2500).meter == Meter(3, 4)
+
+
+def test_the_map_of_a_take_follows_who_led_it(tmp_path: Path) -> None:
+    rig = Rig(
+        {"a": ClickAgent()},
+        script=[
+            (RIG_RATE, Command("anchor", anchor=Anchor(7000, 12, Fraction(97), Meter(7, 8)))),
+            (5 * RIG_RATE, Command("tempo", change=TempoChange(5, tempo=Fraction(140)))),
+            (9 * RIG_RATE, Command("anchor", anchor=Anchor(500, -1, Fraction(120)))),
+        ],
+    )
+    rig.run(14 * RIG_RATE)
+    played = rig.engine.transport.map
+    with TakeWriter(tmp_path / "take", HEADER | {"samplerate": RIG_RATE}, STEMS, 1, 2) as writer:
+        writer.log({"type": "tempo", "frame": 0, "bar": 0, "tempo": "120", "meter": "4/4"})
+        for line in rig.log:
+            if line["type"] in ("tempo", "anchor"):
+                writer.log(line)
+    take = TakeReader(tmp_path / "take")
+    assert [line.song_bar for line in take.anchors] == [line["song_bar"] for line in rig.lines("anchor")]
+    for bar in range(12):
+        assert take.tempo_map.bar_frame(bar) == played.bar_frame(bar)
+        assert take.tempo_map.song_bar(bar) == played.song_bar(bar)
 
 
 def test_the_last_line_holds_the_hash_of_every_stem(tmp_path: Path) -> None:
