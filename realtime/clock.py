@@ -247,6 +247,12 @@ class TempoMap:
         """Bar of the song that is played in bar ``bar`` of the session."""
         return self.stretches[_place(self.stretches, bar, _bar)].song_bar(bar) if self.stretches else bar
 
+    def song_at(self, frame: int) -> Timeline:
+        """Return the timeline that holds at a frame of the session, in bars and beats of the *song*."""
+        if self.stretches:
+            return self.stretches[_place(self.stretches, frame, _frame)].song_at(frame)
+        return self.at_frame(frame)
+
     def frame_at(self, beat: Fraction) -> int:
         """Frame of a beat, rounded once."""
         return self.at_beat(beat).frame_at(beat)
@@ -597,11 +603,22 @@ class Stretch:
 
     def at_frame(self, frame: int | Fraction) -> Timeline:
         """Return the timeline that holds at a frame of the session."""
+        in_song, rounds = self._frame_in_song(frame)
+        return self._shown(self.song.at_frame(in_song), rounds)
+
+    def song_at(self, frame: int) -> Timeline:
+        """Return the timeline that holds at a frame of the session, in bars and beats of the song."""
+        in_song, _ = self._frame_in_song(frame)
+        line = self.song.at_frame(in_song)
+        return replace(line, frame=line.frame + frame - in_song)
+
+    def _frame_in_song(self, frame: int | Fraction) -> tuple[int | Fraction, int]:
+        """Return the frame of the song at a frame of the session, and the rounds that are over."""
         frame, loop, rounds = frame - self.frame_shift, self.loop, 0
         if loop is not None and frame >= loop.end_frame:
             rounds = (frame - loop.frame) // loop.frames
             frame -= rounds * loop.frames
-        return self._shown(self.song.at_frame(frame), rounds)
+        return frame, rounds
 
     def at_bar(self, bar: int) -> Timeline:
         """Return a timeline by which a bar of the session starts."""
@@ -887,8 +904,9 @@ class Anchor:
             raise ValueError(f"an anchor at frame {self.frame}, which no session reaches")
 
     def grid(self, samplerate: int) -> Timeline:
-        """Return the timeline it names; its beat 0 is that of ``song_bar``."""
-        return Timeline(samplerate, self.tempo, self.meter, Fraction(self.frame), bar=self.song_bar)
+        """Return the timeline it names; its beats count as if the song had had this meter from its start."""
+        beat = self.song_bar * self.meter.beats
+        return Timeline(samplerate, self.tempo, self.meter, Fraction(self.frame), beat, self.song_bar, beat)
 
 
 def _nearest_bar(grid: Timeline, frame: int) -> int:

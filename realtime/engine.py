@@ -19,7 +19,8 @@ import multiprocessing
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from bisect import insort
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from multiprocessing.synchronize import Semaphore
@@ -42,7 +43,7 @@ from realtime.buffers import (
     status_layout,
     stems_layout,
 )
-from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, Transport, as_tempo
+from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, Timeline, Transport, as_tempo
 from realtime.messages import encode, field_names, from_bytes, to_bytes
 from realtime.mixer import Metronome, Mixer, Monitor, Strip
 from realtime.port import ProcessPort
@@ -56,6 +57,23 @@ HISTORY_SECONDS = 60
 LONGEST_RAMP_BEATS = 128
 """Of a change that is announced while the music plays: every beat of it costs the engine time."""
 STOP_FADE_SECONDS = 0.1
+COMMANDS_AHEAD = 256
+"""So many commands for later frames are kept; of more, each is carried out at once."""
+GRID_FIELDS = {
+    "frame": "i8",  # session frame of the downbeat of the bar that is mixed ...
+    "fraction": "i8",  # ... and what is left of it, in 2**-32 frames
+    "beat_above": "i8",  # its beat in the song, counted from the song's start, as a fraction
+    "beat_below": "i8",
+    "tempo_above": "i8",  # quarter notes per minute, as a fraction
+    "tempo_below": "i8",
+    "count": "i8",  # its meter
+    "unit": "i8",
+    "bar": "i8",  # of the session
+    "song_bar": "i8",
+    "resting": "i8",
+    "mixed": "i8",  # the frame up to which is mixed
+}
+"""What the engine tells of musical time, in one status block."""
 TUPLE_LENGTHS, TUPLES_KEPT = 20, 2000
 """Of so many lengths CPython keeps so many dead tuples each."""
 SHORTEST_GRID = Fraction(1, 8)
@@ -92,7 +110,7 @@ class Command:
     ``target`` from now on, beats as a fraction, ``"0"`` for bars), ``"quarantine"`` (agent ``target`` is asked for
     nothing any more), ``"lighter"`` (``name`` are the options with which agent ``target`` plays instead, as JSON),
     ``"metronome"`` (0 or 1), or a fader of stem ``target``: ``"gain"`` (dB), ``"pan"`` (-1 to 1), ``"mute"``,
-    ``"solo"`` (0 or 1).
+    ``"solo"`` (0 or 1). With ``frame`` it is carried out at that session frame, if that is still to be mixed.
     """
 
     do: str
@@ -102,6 +120,7 @@ class Command:
     change: TempoChange | None = None
     locate: Locate | None = None
     anchor: Anchor | None = None
+    frame: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +286,7 @@ class Engine:
         self._anything_new, self._news_left = anything_new, True
         self._last_news, self._news_waits = -1, 0
         self._stop_at = NEVER
-        self._resting = False
+        self.resting = False  # whether the band does
         self._clicking = config.metronome is not None and config.metronome.on
         self.publish: Callable[[], None] = lambda: None  # called in every block that has time for it, and at the end
         self._published = 0
@@ -345,7 +364,11 @@ class Engine:
             command = self._take_command()
             if command is None:
                 return
-            self._do(command)
+            if command.frame > self.mixed and len(self._script) < COMMANDS_AHEAD:
+                insort(self._script, (command.frame, command), key=_when)
+                self._next_event = min(self._next_event, command.frame)
+            else:
+                self._do(command)
 
     def _look_for_news(self, end: int) -> None:
         """Let some of those who have news look at it, in turn, unless this block, up to frame ``end``, is taken."""
@@ -480,7 +503,7 @@ class Engine:
         switches = {"mute": self.mixer.set_mute, "solo": self.mixer.set_solo}
         if command.do == "metronome":
             self._clicking = bool(command.value)
-            self.mixer.set_metronome(self._clicking and not self._resting, now)
+            self.mixer.set_metronome(self._clicking and not self.resting, now)
         elif command.do in levels:
             levels[command.do](command.target, command.value, now)
         elif command.do in switches:
@@ -519,7 +542,7 @@ class Engine:
             part.rest(resting, now)
         if self.mixer.has_metronome:
             self.mixer.set_metronome(self._clicking and not resting, now)
-        self._resting = resting
+        self.resting = resting
 
     def _retime(self, now: int) -> None:
         for part in self.parts:
@@ -541,6 +564,19 @@ def _band(config: EngineConfig, ports: Sequence[Port], log: Log) -> list[Part]:
         part.follows = tuple(parts[name] for name in seat.follows)
         part.followers = tuple(parts[other.agent.name] for other in config.parts if part.name in other.follows)
     return list(parts.values())
+
+
+def _when(entry: tuple[int, Command]) -> int:
+    return entry[0]
+
+
+def told_grid(told: Mapping[str, int], samplerate: int) -> Timeline:
+    """Return what :data:`GRID_FIELDS` say as a timeline in bars and beats of the song, over session frames."""
+    beat = Fraction(told["beat_above"], told["beat_below"] or 1)
+    frame = told["frame"] + Fraction(told["fraction"], 1 << 32)
+    tempo = Fraction(told["tempo_above"], told["tempo_below"]) if told["tempo_above"] else Fraction(120)
+    meter = Meter(told["count"], told["unit"]) if told["count"] else Meter()
+    return Timeline(samplerate, tempo, meter, frame, beat, told["song_bar"], beat)
 
 
 def _shares(frames: int) -> int:
@@ -595,6 +631,7 @@ def engine_layout(config: EngineConfig) -> Layout:
         **stems_layout("stem", frames, config.stem_channels),
         "ledger": (np.dtype("i8"), (len(config.parts), len(LEDGER))),
         **status_layout("engine.status", {"allocated_blocks": "i8"}),
+        **status_layout("engine.grid", GRID_FIELDS),
         "place": (np.dtype("i8"), (4,)),
     }
     for part in config.parts:
@@ -746,7 +783,7 @@ class Publisher:
         self._place: npt.NDArray[np.int64] = arena["place"]
         self._ledger: npt.NDArray[np.int64] = arena["ledger"]
         self._next_count = 0
-        self._status = arena.status("engine.status")
+        self._status, self._grid = arena.status("engine.status"), arena.status("engine.grid")
         self._row = {part.name: row for row, part in enumerate(engine.parts)}
         self._steps = [self._look, self._tell_place]
         self._next, self._next_frame, self._of_parts = 0, 0, False
@@ -782,8 +819,18 @@ class Publisher:
         return True
 
     def _tell_place(self) -> bool:
-        moment = self._engine.transport.map.moment(self._engine.mixed)
+        engine, tempo_map = self._engine, self._engine.transport.map
+        moment = tempo_map.moment(engine.mixed)
         self._place[:3] = (moment.frame, moment.bar, int(moment.beat))
+        line = tempo_map.song_at(engine.mixed)
+        song_bar = tempo_map.song_bar(moment.bar)
+        beat = line.downbeat(song_bar)
+        whole, rest = divmod(line.position(beat), 1)
+        self._grid.publish(
+            frame=whole, fraction=int(rest * (1 << 32)), beat_above=beat.numerator, beat_below=beat.denominator,
+            tempo_above=line.tempo.numerator, tempo_below=line.tempo.denominator, count=line.meter.count,
+            unit=line.meter.unit, bar=moment.bar, song_bar=song_bar, resting=engine.resting, mixed=engine.mixed,
+        )  # fmt: skip
         return True
 
     def _tell(self, part: Part) -> None:

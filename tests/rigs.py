@@ -100,6 +100,8 @@ class Rig:
         The grid.
     delay
         Frames from request to reply.
+    commands
+        What the bridge sends, and when it is there.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Rig:
         budget_frames: int = 4800,
         script: Sequence[tuple[int, Command]] = (),
         replay: Sequence[dict[str, Any]] | None = None,
+        commands: Sequence[tuple[int, Command]] = (),
         **config: Any,
     ) -> None:
         self.map = tempo_map or TempoMap.steady(RATE, 120, Meter())
@@ -135,7 +138,14 @@ class Rig:
             forced = Script.read(replay)
             self.ports = [ReplayPort(runner, forced) for runner in runners]
             timing, script = ForcedTiming(forced), forced.commands
-        self.engine = Engine(self.config, self.ports, self.memory, log=self.log.append, timing=timing, script=script)
+        waiting = list(commands)
+
+        def take() -> Command | None:
+            return waiting.pop(0)[1] if waiting and waiting[0][0] <= self.engine.mixed else None
+
+        self.engine = Engine(
+            self.config, self.ports, self.memory, log=self.log.append, timing=timing, script=script, take_command=take
+        )
         for port in self.ports:
             port.now = lambda: self.engine.mixed
 

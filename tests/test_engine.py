@@ -20,6 +20,7 @@ from rigs import RATE, ClickAgent, NoiseAgent, Rig
 from realtime.buffers import Arena, RecordRing, checksum
 from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, round_frame
 from realtime.engine import (
+    COMMANDS_AHEAD,
     LOG_BYTES,
     LOG_RECORDS,
     Command,
@@ -29,6 +30,7 @@ from realtime.engine import (
     PartConfig,
     engine_layout,
     shared_engine,
+    told_grid,
 )
 from realtime.messages import to_bytes
 from realtime.mixer import Metronome, Monitor, Strip
@@ -434,6 +436,44 @@ def test_a_band_that_rests_fades_at_once_and_plays_again_from_a_bar_line() -> No
         {"a": NoiseAgent(), "b": NoiseAgent()}, blocksize=777, replay=rig.log, metronome=Metronome(on=True)
     )
     assert np.array_equal(replayed.run(14 * RATE), mix)
+
+
+def test_a_command_for_a_later_frame_is_carried_out_on_it_and_replayed() -> None:
+    commands = [
+        (0, Command("mute", "a", value=1.0, frame=3 * RATE + 17)),
+        (0, Command("gain", "a", value=-20.0, frame=RATE)),
+        (2 * RATE, Command("pan", "a", value=0.5, frame=RATE + 1)),
+    ]
+    rig = Rig({"a": NoiseAgent()}, commands=commands, blocksize=96)
+    mix = rig.run(4 * RATE)
+    told = {line["command"]["do"]: line["frame"] for line in rig.lines("command")}
+    assert told == {"gain": RATE, "mute": 3 * RATE + 17, "pan": 2 * RATE}, "what is over counts at once"
+    replayed = Rig({"a": NoiseAgent()}, blocksize=777, replay=rig.log)
+    assert np.array_equal(replayed.run(4 * RATE), mix)
+
+
+def test_of_commands_for_later_more_than_are_kept_count_at_once() -> None:
+    command = Command("pan", "a", value=0.1, frame=10 * RATE)
+    rig = Rig({"a": NoiseAgent()}, commands=[(0, command)] * (COMMANDS_AHEAD + 3))
+    rig.run(2 * RATE)
+    assert len(rig.lines("command")) == 3
+
+
+def test_the_grid_is_told_in_bars_and_beats_of_the_song() -> None:
+    with Played(agents=1) as played:
+        told, rate = played.arena.status("engine.grid"), played.config.spec.samplerate
+        anchor = Anchor(9001, 40, Fraction(97), Meter(7, 8))
+        played.run(BAR)
+        line = told_grid(told.read(), rate)
+        assert (line.tempo, line.frame_at(Fraction(0))) == (Fraction(400), 0)
+        for command in (Command("anchor", anchor=anchor), Command("rest", value=1.0)):
+            assert played.arena.records("commands").post(to_bytes(command))
+        played.run(10 * BAR)
+        read, grid = told.read(), anchor.grid(rate)
+        line, mixed = told_grid(read, rate), read["mixed"]
+        assert (line.tempo, line.meter, read["resting"]) == (Fraction(97), Meter(7, 8), 1)
+        assert abs(line.beat_at(mixed) - grid.beat_at(mixed)) < Fraction(1, 10**6)
+        assert line.bar_at(line.beat_at(mixed)) == read["song_bar"] == grid.bar_at(grid.beat_at(mixed))
 
 
 def test_a_locate_announced_too_late_counts_from_the_next_bar_and_is_counted() -> None:
