@@ -277,7 +277,7 @@ class Engine:
         self.counters = counters if counters is not None else {}
         self.counters |= {"dropped_commands": 0, "late_changes": 0, "input_nan_frames": 0}
         self.spec, self._log, self._take_command = spec, log, take_command
-        self._timing = timing or LiveTiming(spec.lead, lambda: self.heard, lambda: self.played)
+        self._timing = timing or LiveTiming(spec.lead, lambda: self.heard, lambda: self.played, spec.turn_frames)
         self._script = list(script)
         self._events = [0] * len(self.parts)  # when each of the leaders first has something to do next
         self._next_event = 0
@@ -713,7 +713,7 @@ def shared_engine(arena: Arena, config: EngineConfig, wakes: Sequence[Semaphore]
     counters = {"dropped_log_lines": 0, "dropped_commands": 0}
     log, commands = LogQueue(arena.records("log"), counters), CommandQueue(arena.records("commands"), counters)
     ports = [
-        ProcessPort(part.agent, arena, wake, config.spec.samplerate, log)
+        ProcessPort(part.agent, arena, wake, config.spec.samplerate, log, config.spec.turn_frames)
         for part, wake in zip(config.parts, wakes, strict=True)
     ]
     engine = Engine(

@@ -665,7 +665,7 @@ def _mute_libraries() -> None:
 
 
 def _serve(arena: Arena, loop: DeviceLoop) -> None:
-    while not _over(arena):
+    while not over(arena):
         for _ in range(64):
             loop.turn(time.monotonic_ns())
             time.sleep(_TURN_SECONDS)
@@ -674,7 +674,7 @@ def _serve(arena: Arena, loop: DeviceLoop) -> None:
 def _open_port(arena: Arena, config: IoConfig) -> RtmixerPort | None:
     """Try until it succeeds; ``None`` if told to stop before."""
     said = ""
-    while not _over(arena):
+    while not over(arena):
         try:
             return RtmixerPort(config, rescan=bool(said))
         except DeviceError as error:
@@ -685,7 +685,7 @@ def _open_port(arena: Arena, config: IoConfig) -> RtmixerPort | None:
     return None
 
 
-def _over(arena: Arena) -> bool:
+def over(arena: Arena) -> bool:
     """Whether the supervisor said stop, or is gone and the engine has played its last frame or is gone too."""
     parent = multiprocessing.parent_process()
     if arena.status("io.control").read()["stop"]:

@@ -64,6 +64,8 @@ class DeviceSupervisor:
         Starts a device process; tests give their own.
     clock
         Monotonic nanoseconds.
+    server
+        What the process serves, in words.
 
     Attributes
     ----------
@@ -80,6 +82,7 @@ class DeviceSupervisor:
         tell: Callable[[str], None] | None = None,
         spawn: Callable[[IoConfig], Child] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        server: str = "the audio server",
     ) -> None:
         self.sentence = ""
         self.restarts = 0
@@ -87,7 +90,7 @@ class DeviceSupervisor:
         self._config = config
         self._say = tell
         self._spawn = spawn or self._spawn_process
-        self._clock = clock
+        self._clock, self._server = clock, server
         self._status = arena.status("io.status")
         self._texts = arena.records("io.text")
         self._opened = arena.records("io.opened")
@@ -133,7 +136,7 @@ class DeviceSupervisor:
             self._replace(f"the device process ended with code {code}" if code else "", now)
         elif now - max(self._status.read()["heartbeat_ns"], self._spawned_ns) > self._patience_ns():
             self._kill()
-            self._replace("the audio server does not answer; the device process is started again", now)
+            self._replace(f"{self._server} does not answer; the device process is started again", now)
 
     def _start_child(self, now: int) -> None:
         """Start a process; where the system has none to give, try again."""

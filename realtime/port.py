@@ -64,7 +64,15 @@ NO_SPAN = Span(-1, Fraction(0), Fraction(0))
 class ProcessPort:
     """The engine's end of the way to an agent's processes. Engine thread only; never waits, never trusts."""
 
-    def __init__(self, config: AgentConfig, arena: Arena, wake: Semaphore, samplerate: int, log: Log) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        arena: Arena,
+        wake: Semaphore,
+        samplerate: int,
+        log: Log,
+        turn_frames: int = 0,
+    ) -> None:
         self._requests: RecordRing = arena.records(f"{config.name}.requests")
         self._replies: RecordRing = arena.records(f"{config.name}.replies")
         self._statuses: list[StatusBlock] = [arena.status(f"{config.name}.worker{parity}") for parity in (0, 1)]
@@ -73,6 +81,7 @@ class ProcessPort:
         self._free = list(range(SLOTS))
         self._asked: dict[int, tuple[Span, int]] = {}  # what each slot was given out for
         self._config, self._wake, self._samplerate, self._log = config, wake, samplerate, log
+        self._turn_frames = turn_frames
         self._generation = 0
         self._armed = self._continues = False
         self._budget_seconds = self._told_seconds = 0.0
@@ -115,14 +124,15 @@ class ProcessPort:
 
     def budget_frames(self) -> int:
         """Return what the session says; else 1.5 times what answers took of late (all but one of 128), or in the
-        warm-up as long as few were seen, and the hand-over.
+        warm-up as long as few were seen, and the hand-over. And a turn of the engine: what it asks and decides in one
+        turn happens at one moment.
         """
         if not self._armed and not self.armed():
             return 0
         seconds = self._budget_seconds
         if not self._config.budget_seconds:
             seconds += HAND_OVER_SECONDS
-        return round(seconds * self._samplerate)
+        return round(seconds * self._samplerate) + self._turn_frames
 
     def _learn(self, seconds: float) -> None:
         """Take in how long an answer took. One stall of the machine is no reason to listen earlier."""

@@ -246,10 +246,18 @@ class LiveTiming:
         Returns the end of the input taken so far.
     played
         Returns the frame that leaves for the loudspeaker, -1 where time is virtual.
+    turn_frames
+        Mixed at a time: what is heard may be so much older.
     """
 
-    def __init__(self, lead: int, heard: Callable[[], int], played: Callable[[], int] = lambda: -1) -> None:
-        self._lead, self._heard, self._played = lead, heard, played
+    def __init__(
+        self,
+        lead: int,
+        heard: Callable[[], int],
+        played: Callable[[], int] = lambda: -1,
+        turn_frames: int = 0,
+    ) -> None:
+        self._lead, self._heard, self._played, self._turn_frames = lead, heard, played, turn_frames
 
     def post_frame(self, part: Part, turn: Turn, attempt: int) -> int:
         """Return the commit point for the final request, the beginning of the span before for the speculative one;
@@ -270,7 +278,7 @@ class LiveTiming:
 
     def due_context(self, now: int) -> int:
         """Return what the player ought to be heard up to by then."""
-        return max(0, now - self._lead)
+        return max(0, now - self._lead - self._turn_frames)
 
     def playhead(self) -> int:
         """Return what the stream told last."""

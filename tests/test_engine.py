@@ -587,12 +587,12 @@ class Played:
         self.arena.close()
         self.arena.unlink()
 
-    def run(self, frames: int, answering: Sequence[str] | None = None) -> None:
+    def run(self, frames: int, answering: Sequence[str] | None = None, block: int = 128) -> None:
         """Play on; the agents named, or all, answer after every block."""
         lines, end = self.arena.records("log"), self.engine.mixed + frames
         while self.engine.mixed < end and not self.engine.stopped:
-            self.engine.hear(np.zeros((128, 1), np.float32))
-            self.engine.mix(128)
+            self.engine.hear(np.zeros((block, 1), np.float32))
+            self.engine.mix(block)
             for name in self.names if answering is None else answering:
                 self.answer(name)
             while (record := lines.take()) is not None:
@@ -664,6 +664,21 @@ def test_the_ledger_and_the_place_are_published_bit_by_bit_and_at_the_end_in_ful
         assert played.engine.stopped
         assert [list(row) for row in rows] == [part.ledger() for part in played.engine.parts]
         assert played.arena["place"][:4].tolist()[0::3] == [played.engine.mixed, 1]
+
+
+def test_an_answer_has_its_whole_budget_although_many_blocks_are_mixed_at_once() -> None:
+    """What is asked and decided in one turn happens at one moment, in which nobody can answer."""
+    with Played(agents=2) as played:
+        turn, budget = played.config.spec.turn_frames, round(0.02 * 8000)
+        assert turn > budget
+        played.run(12 * BAR, block=turn)
+        asked = {(line["agent"], line["bar"]): line["posted"] for line in played.log
+                 if line["type"] == "request" and line["attempt"] == 1}  # fmt: skip
+        spans = [line for name in played.names for line in played.spans(name)[2:]]
+        assert {line["rung"] for line in spans} == {1}
+        for line in spans:
+            posted = asked[line["agent"], line["bar"]]
+            assert line["deadline"] // turn * turn - posted // turn * turn >= budget
 
 
 def test_news_of_many_agents_is_looked_at_one_a_block_and_soon() -> None:
