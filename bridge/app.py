@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bridge.children import Children, signals_held
 from bridge.gate import Gate, GateError
-from bridge.session import AgentTable, Session
+from bridge.session import NO_DEVICE, OSC_DEVICE, AgentTable, Session
 from bridge.supervise import Lighter, Member, Supervisor, Worker
 from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
 from bridge.watch import Respawn, how
@@ -40,7 +41,9 @@ from realtime.worker import WorkerConfig, run_worker
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Semaphore
 
+    from bridge.conductor import Conductor
     from bridge.offline import Progress, Rendered
+    from bridge.osc import Listener
     from realtime.buffers import ArenaHandle, Layout
     from realtime.iowatch import DeviceSupervisor
 
@@ -276,9 +279,15 @@ class Live:
         from realtime.engine import Memory, engine_layout
 
         layout = {**engine_layout(self.config), **io.layout(self.config.spec), **recorder_layout()}
+        if self.session.stream.device == OSC_DEVICE:
+            from bridge import oscaudio
+
+            layout |= oscaudio.layout()
         _check_room(layout)
         self._device: DeviceSupervisor | None = None
         self._band: Supervisor | None = None
+        self._conductor: Conductor | None = None
+        self._listener: Listener | None = None
         with signals_held():  # the processes that look after the memory are born here, and unblock Ctrl-C
             self._children = Children()
             name = self._children.reserve()
@@ -299,19 +308,16 @@ class Live:
 
     def _start(self) -> None:
         """Spawn every process; the one that makes the first sound first."""
-        from realtime.devices import IoConfig
         from realtime.engine import run_engine
-        from realtime.iowatch import DeviceSupervisor
 
         config, children, handle = self.config, self._children, self.arena.handle
         wakes = {name: children.semaphore() for name in self.names}
         self._hands = _Hands(children, handle, wakes)
         self._hands.send = self.send
         device = self.session.stream.device
-        children.spawn("engine", run_engine, handle, config, list(wakes.values()), device != "null")
-        if device != "null":
-            io_config = IoConfig(config.spec, device, input_channels=self.session.stream.inputs)
-            self._device = DeviceSupervisor(self.arena, io_config, self._tell)
+        children.spawn("engine", run_engine, handle, config, list(wakes.values()), device != NO_DEVICE)
+        if device != NO_DEVICE:
+            self._device = self._osc_device() if device == OSC_DEVICE else self._sound_device()
             self._device.start()
         self._wait_for_sound()  # those who are not needed for it yet would only be in its way
         if self.folder is not None:
@@ -321,6 +327,72 @@ class Live:
         spares = self.session.session.spares
         self._band = Supervisor(self.arena, self._members(), self._hands, self.respawns, spares=spares)
         self._band.start()
+        self._open_outside()
+
+    def _sound_device(self) -> DeviceSupervisor:
+        from realtime.devices import IoConfig
+        from realtime.iowatch import DeviceSupervisor
+
+        stream = self.session.stream
+        io_config = IoConfig(self.config.spec, stream.device, input_channels=stream.inputs)
+        return DeviceSupervisor(self.arena, io_config, self._tell)
+
+    def _osc_device(self) -> DeviceSupervisor:
+        """Return what looks after the process in which another program is the sound device."""
+        from bridge.oscaudio import run_oscaudio
+        from bridge.oscpeer import OscAudioConfig
+        from realtime.devices import IoConfig
+        from realtime.iowatch import Child, DeviceSupervisor
+
+        osc, spec, handle = self.session.osc, self.config.spec, self.arena.handle
+        stems = tuple(self.config.stem_channels.items())
+        config = OscAudioConfig(spec, stems, osc.bind, osc.audio_port, osc.token)
+
+        def spawn(_: IoConfig) -> Child:
+            process = get_context("spawn").Process(
+                target=run_oscaudio, args=(handle, config), name="sideman-oscaudio", daemon=True
+            )
+            process.start()
+            return process
+
+        return DeviceSupervisor(self.arena, IoConfig(spec, OSC_DEVICE), self._tell, spawn, server="audio over OSC")
+
+    def _open_outside(self) -> None:
+        """Let others be followed, follow, ask and steer."""
+        from bridge.conductor import Conductor
+        from bridge.sync import SessionClock
+
+        clock = SessionClock(self.config.spec.samplerate)
+        self._conductor = Conductor(self.arena, clock, None, (), (), self.send, self._say_later)
+        self._conductor.start()
+        if self.session.osc.on:
+            self._open_osc(self._conductor)
+
+    def _open_osc(self, conductor: Conductor) -> None:
+        """Listen to OSC. A port that is taken is told of, and the session plays without."""
+        from bridge.desk import LiveDesk
+        from bridge.guard import Guard
+        from bridge.osc import Listener, Server, open_socket
+
+        osc = self.session.osc
+        audio_port = osc.audio_port if self.session.stream.device == OSC_DEVICE else 0
+        desk = LiveDesk(
+            self, self.session, frame_at=conductor.frame_at, position=lambda: conductor.position, version=version(),
+            audio_port=audio_port,
+        )  # fmt: skip
+        try:
+            entrance = open_socket(osc.bind, osc.port, osc.token)
+        except OSError as problem:
+            self._say_later(problem.strerror or str(problem), bad=True)
+            return
+        server = Server(desk, guard=Guard(osc.token), tell=self._say_later)
+        self._listener = Listener(server, entrance, self._say_later)
+        self._listener.start()
+        self._say_later(f"OSC is heard on {osc.bind}, port {self._listener.port} (UDP)")
+
+    def _say_later(self, text: str, *, bad: bool = False) -> None:
+        """Keep a sentence until the bridge's thread passes it on. Any thread."""
+        self._hands.said.append((text, bad))
 
     def _members(self) -> list[Member]:
         """Return the band as it is looked after."""
@@ -476,6 +548,10 @@ class Live:
             self._take_down()
 
     def _take_down(self) -> None:
+        if self._listener is not None:
+            self._listener.stop()
+        if self._conductor is not None:
+            self._conductor.stop()
         if self._band is not None:
             self._band.stop()
             self._band.dismiss()

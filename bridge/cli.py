@@ -291,6 +291,14 @@ def play(
 
 
 @app.command()
+def osc() -> None:
+    """List the OSC addresses of a session that plays (`on = true` in [osc]), as Markdown."""
+    from bridge.osctable import markdown
+
+    typer.echo(markdown())
+
+
+@app.command()
 def devices() -> None:
     """List the sound devices that a session can name."""
     from realtime.devices import list_devices
@@ -671,9 +679,10 @@ def _check_ways(session: Session) -> None:
 
 def _is_mute(live: Live) -> bool:
     """Whether there is to be sound, but the device cannot be opened."""
+    from bridge.session import NO_DEVICE
     from realtime.stream import FAILED
 
-    return live.session.stream.device != "null" and live.status().device["state"] == FAILED
+    return live.session.stream.device != NO_DEVICE and live.status().device["state"] == FAILED
 
 
 def _follow(live: Live, seconds: float) -> None:

@@ -44,6 +44,9 @@ MAX_BYTES = 1_000_000
 CHART_BARS, RAMP_BEATS = 10_000, 4096
 """Every bar of a chart beside changing meters, and every beat of a ramp, is written out when the session starts."""
 
+OSC_DEVICE, NO_DEVICE = "osc", "null"
+"""Names of what is no sound device: another program over OSC, and nothing."""
+
 KINDS: dict[str, str] = {
     "corpus": "re-orders units of real recordings",
     "echo": "plays the heard bar back",
@@ -175,7 +178,10 @@ class Head(_Table):
 class StreamTable(_Table):
     """``[stream]``: where the sound comes from and goes to."""
 
-    device: str = key("", 'a part of a device\'s name, "" for the default one or "null" for none', max_length=200)
+    device: str = key(
+        "", 'a part of a device\'s name, "" for the default one, "osc" for audio over OSC or "null" for none',
+        max_length=200,
+    )  # fmt: skip
     samplerate: int = key(
         48000, "frames per second, a whole number from 8000 to 192000", "44.1 kHz is 44100", ge=8000, le=192000
     )
@@ -286,6 +292,22 @@ class AgentTable(_Table):
     memory_mb: int = key(4096, "megabytes its process may use, 256 to 1048576", "did you give GB?", ge=256, le=2**20)
 
 
+class OscTable(_Table):
+    """``[osc]``: who may speak to the session over OSC, and where."""
+
+    on: bool = key(False, "true or false")
+    port: int = key(9770, "a UDP port, 1 to 65535, or 0 to have one chosen", ge=0, le=65535)
+    audio_port: int = key(9771, "a UDP port for stream.device = 'osc', or 0 to have one chosen", ge=0, le=65535)
+    bind: str = key(
+        "127.0.0.1", "the address of one of this machine's interfaces, as a number", "this machine alone: 127.0.0.1",
+        max_length=64,
+    )  # fmt: skip
+    token: str = key(
+        "", "8 to 128 printable characters that senders of other machines have to say",
+        pattern=r"^([\x21-\x7e]{8,128})?$",
+    )  # fmt: skip
+
+
 class TakeTable(_Table):
     """``[take]``: where what was played is kept."""
 
@@ -298,7 +320,7 @@ class Session(_Table):
 
     Attributes
     ----------
-    session, stream, transport, mixer, metronome, agents, take
+    session, stream, transport, mixer, metronome, osc, agents, take
         The tables of the file, by the same names.
     """
 
@@ -307,6 +329,7 @@ class Session(_Table):
     transport: TransportTable = key(TransportTable.model_construct(), "a table [transport]")
     mixer: MixerTable = key(MixerTable.model_construct(), "a table [mixer]")
     metronome: MetronomeTable = key(MetronomeTable.model_construct(), "a table [metronome]")
+    osc: OscTable = key(OscTable.model_construct(), "a table [osc]")
     agents: tuple[AgentTable, ...] = key(
         (), "up to 32 agents written as [[agents]], in double brackets", strict=False, max_length=32
     )
@@ -573,11 +596,24 @@ def _disagreements(session: Session) -> Iterator[_ClashError]:
         yield from _agent(session, agent)
     yield from _rings(session)
     yield from _outputs(session)
+    yield from _osc(session)
     if not session.stream.inputs:
         yield _ClashError("stream.inputs", "is []; it takes at least one input that is heard, as in [1]")
     yield from _changes(session)
     yield from _grids(session)
     yield from _chart(session)
+
+
+def _osc(session: Session) -> Iterator[_ClashError]:
+    """Yield what of ``[osc]`` would leave a session open to others, or a name that audio over OSC cannot serve."""
+    from bridge.guard import GuardError, check_entrance
+
+    try:
+        check_entrance(session.osc.bind, session.osc.token)
+    except GuardError as problem:
+        yield _ClashError("osc.bind", f"is {_said_found(session.osc.bind)}; {problem}")
+    if session.stream.device == OSC_DEVICE and any(agent.name == "mix" for agent in session.agents):
+        yield _ClashError("stream.device", 'is "osc", and an agent is called "mix"; that is the mix\'s name there')
 
 
 def _names(session: Session) -> Iterator[_ClashError]:
@@ -982,7 +1018,7 @@ seed = 0                # every chance is drawn from it; another number, other c
 spares = true           # live, a second process for each agent stands by and takes over if the first one dies
 
 [stream]
-device = ""             # a part of the device's name; "" is the default device, "null" plays without one
+device = ""             # a part of the device's name; "" is the default one, "osc" audio over OSC, "null" none
 samplerate = 48000      # frames per second; a device at another rate is resampled
 blocksize = 128         # frames mixed at a time
 inputs = [1]            # the device's inputs that are heard, counted from 1
@@ -1015,6 +1051,13 @@ ceiling_db = -1.0       # the limiter's ceiling
 on = true               # by default false
 outputs = []            # a headphone's outputs, say [3]
 gain_db = -12.0
+
+[osc]
+on = false              # let other programs ask, steer and watch: `sideman osc` lists the addresses
+port = 9770             # UDP; audio over OSC (stream.device = "osc") has a port of its own
+audio_port = 9771
+bind = "127.0.0.1"      # this machine's programs alone; another interface needs a token
+token = ""              # what senders of other machines say first, to /sideman/hello
 
 # Each agent plays a stem of its own.
 [[agents]]
