@@ -14,8 +14,9 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from multiprocessing import get_context
@@ -41,10 +42,13 @@ from realtime.worker import WorkerConfig, run_worker
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Semaphore
 
+    from bridge.calibrate import Opened, Train
     from bridge.conductor import Conductor
     from bridge.offline import Progress, Rendered
     from bridge.osc import Listener
+    from bridge.roundtrips import Calibration, Chosen
     from realtime.buffers import ArenaHandle, Layout
+    from realtime.devices import IoConfig
     from realtime.iowatch import DeviceSupervisor
 
 LONGEST_SPAN_SECONDS = 8.0
@@ -133,6 +137,129 @@ def lighter_ways(session: Session, agent: AgentTable) -> tuple[Lighter, ...]:
         words = " and ".join(f"{name} = {value}" for name, value in way.items())
         ways.append(Lighter(words, part_config(session, other).agent.options))
     return tuple(ways)
+
+
+# How long sound takes
+
+
+def round_trip(session: Session) -> Chosen:
+    """Return what a live session subtracts from what it hears, and where the figure comes from.
+
+    Raises
+    ------
+    ValueError
+        If ``stream.latency`` and ``stream.latency_offset`` make no latency together.
+    """
+    from bridge.roundtrips import Chosen, choose, device_names
+
+    stream = session.stream
+    if stream.device in (NO_DEVICE, OSC_DEVICE):
+        return Chosen(max(0, stream.latency + stream.latency_offset), "")
+    return choose(
+        stream.device,
+        latency=stream.latency,
+        offset=stream.latency_offset,
+        samplerate=stream.samplerate,
+        blocksize=stream.blocksize,
+        names=lambda: device_names(stream.device, len(stream.inputs), stream.outputs),
+    )
+
+
+def calibrate(
+    session: Session, tell: Callable[[str], None], *, level_db: float = -18.0, takes: int = 3, output: int = 1
+) -> tuple[Calibration, str]:
+    """Measure the round trip of a session's device, and keep it for all sessions.
+
+    Parameters
+    ----------
+    session
+        Its ``[stream]`` says device, rate, block and inputs.
+    tell
+        Takes a sentence about each take.
+    level_db
+        Peak of the chirp below full scale, -60 to 0.
+    takes
+        How often the device is opened anew, 1 to 10.
+    output
+        Where the chirp is played, from 1.
+
+    Returns
+    -------
+    calibration, sentence
+        What was kept; and a sentence about an unreadable file that was set aside for it, or ``""``.
+
+    Raises
+    ------
+    ValueError, OSError
+        In one sentence: no such device, silence, noise, clipping, takes that do not agree; a file that cannot be
+        written.
+    """
+    from bridge.calibrate import Train, measure
+    from bridge.roundtrips import Calibration, device_names, keep, state_file
+    from realtime.devices import IoConfig
+    from realtime.rights import choose_lead, realtime_rights
+
+    stream = session.stream
+    if stream.device in (NO_DEVICE, OSC_DEVICE):
+        raise ValueError(f"stream.device is {stream.device!r}, which is no sound device: name one (--device)")
+    if not 1 <= output <= stream.outputs:
+        raise ValueError(f"--output {output}: the stream has {stream.outputs} outputs, counted from 1")
+    train = Train(stream.samplerate, level_db)
+    target, source = device_names(stream.device, len(stream.inputs), stream.outputs)
+    if not target or not source:
+        lacks = "no inputs" if target else "no outputs"
+        raise ValueError(f"'{target or source}' has {lacks}, so there is no way back: name one that has (--device)")
+    lead = stream.lead or choose_lead(
+        realtime_rights(), 1.0, stream.samplerate, stream.blocksize
+    )  # nobody is waiting
+    config = IoConfig(replace(session.spec(lead), latency=0), target, source, stream.inputs)
+    found = measure(lambda: _opening(config, train, output - 1), train, takes, tell)
+    calibration = Calibration(
+        device=target,
+        input_device=source,
+        samplerate=stream.samplerate,
+        blocksize=stream.blocksize,
+        frames=max(0, found.round_trip.frames),
+        exact_frames=found.round_trip.exact_frames,
+        device_samplerate=found.device["samplerate"],
+        latency_in=found.device["latency_in"],
+        latency_out=found.device["latency_out"],
+        made=time.strftime("%Y-%m-%d %H:%M"),
+    )
+    return calibration, keep(calibration, state_file())
+
+
+@contextmanager
+def _opening(config: IoConfig, train: Train, output: int) -> Iterator[Opened]:
+    """Open a device around a probe, as :class:`Live` opens it around the engine."""
+    from bridge.calibrate import Opened, probe_layout, run_probe
+    from realtime import io
+    from realtime.buffers import Arena
+    from realtime.iowatch import DeviceSupervisor
+
+    layout = {**io.layout(config.spec), **probe_layout(config.spec, train)}
+    _check_room(layout)
+    with signals_held():
+        children = Children()
+        name = children.reserve()
+        try:
+            arena = Arena.create(layout, name)
+        except BaseException:
+            children.end()
+            raise
+        children.keep(name)
+    device = DeviceSupervisor(arena, config)
+    try:
+        with signals_held():
+            children.spawn("probe", run_probe, arena.handle, config.spec, train, output)
+            device.start()
+        yield Opened(arena, lambda: device.sentence)
+    finally:
+        children.kill("probe")
+        device.stop()
+        children.end()
+        arena.close()
+        arena.unlink()
 
 
 # Live
@@ -236,6 +363,8 @@ class Live:
         Whether something went wrong that the music went on without: a disk, a corpus, a process.
     closed_frames
         Length of the take once it is closed.
+    latency
+        The round trip that is reckoned with, and where the figure comes from.
     respawns
         Every replacement of an agent's process, in order.
     """
@@ -263,7 +392,8 @@ class Live:
                 f"{LEAST_LEAD_BLOCKS * stream.blocksize} frames or more, or 0 to have it chosen; "
                 "did you give milliseconds?"
             )
-        self.config = engine_config(session, session.spec(chosen), live=True)
+        self.latency = round_trip(session)
+        self.config = engine_config(session, replace(session.spec(chosen), latency=self.latency.frames), live=True)
         self.names = [part.agent.name for part in self.config.parts]
         self.failed = False
         self.closed_frames: int | None = None
@@ -320,6 +450,7 @@ class Live:
             self._device = self._osc_device() if device == OSC_DEVICE else self._sound_device()
             self._device.start()
         self._wait_for_sound()  # those who are not needed for it yet would only be in its way
+        self._doubt_latency()
         if self.folder is not None:
             header = take_header(config, version(), self.session.toml())
             recorder = RecorderConfig(str(self.folder), config, header)
@@ -393,6 +524,14 @@ class Live:
     def _say_later(self, text: str, *, bad: bool = False) -> None:
         """Keep a sentence until the bridge's thread passes it on. Any thread."""
         self._hands.said.append((text, bad))
+
+    def _doubt_latency(self) -> None:
+        """Say so if the device does not stand as it did when its round trip was measured."""
+        status, calibration = self.arena.status("io.status").read(), self.latency.calibration
+        if calibration is not None and status["epoch"] and status["latency_out"] + status["latency_in"]:
+            doubt = calibration.doubt(status)
+            if doubt:
+                self._tell(doubt)
 
     def _members(self) -> list[Member]:
         """Return the band as it is looked after."""

@@ -311,6 +311,47 @@ def devices() -> None:
 
 
 @app.command()
+def calibrate(
+    session: Annotated[
+        Path | None,
+        typer.Argument(metavar="SESSION", help="Measure with its device, rate and block; usual ones if not given."),
+    ] = None,
+    device: DeviceOption = None,
+    output: Annotated[int, typer.Option("--output", metavar="N", help="Output to play on, from 1.")] = 1,
+    source: Annotated[
+        int | None,
+        typer.Option("--input", metavar="N", help="The device's input to listen to; the session's if not given."),
+    ] = None,
+    level: Annotated[
+        float, typer.Option("--level", metavar="DB", help="How loud the chirp is, in decibels below full scale.")
+    ] = -18.0,
+    takes: Annotated[int, typer.Option("--takes", metavar="NUMBER", help="How often the device is opened anew.")] = 3,
+) -> None:
+    """Measure how long sound takes from the output back to the input, and keep it for sessions with that device.
+
+    Connect the output to the input with a cable, or put the microphone before the loudspeaker: a short sweep is
+    played some times. A session whose latency is 0 then shifts what it hears by what was measured.
+    """
+    from bridge import app
+    from bridge.roundtrips import state_file
+    from bridge.session import Session
+
+    measured = _on_device(Session.load(session) if session else Session(), device)
+    if source is not None:
+        if not 1 <= source <= 64:
+            raise ValueError(f"--input {source}: a device's inputs count from 1 to 64")
+        stream = measured.stream.model_copy(update={"inputs": (source,)})
+        measured = measured.model_copy(update={"stream": stream})
+    found, note = app.calibrate(measured, say, level_db=level, takes=takes, output=output)
+    ms = 1000 * found.frames / found.samplerate
+    what = f"'{found.device}' at {found.samplerate} Hz in blocks of {found.blocksize}"
+    say(f"{what}: {found.frames} frames ({ms:.2f} ms), measured {found.exact_frames:.2f}")
+    if note:
+        complain(note)
+    say(f"kept in {state_file()}; sessions with latency = 0 use it from now on")
+
+
+@app.command()
 def models(
     folder: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="One model's folder; all built-in ones if not given.")
@@ -654,6 +695,8 @@ def _play(session: Session, folder: Path | None, lead: int, seconds: float, draw
     ahead = f"lead {spec.lead} frames ({1000 * spec.lead / spec.samplerate:.0f} ms)"
     rights = "with realtime rights" if live.realtime else "without realtime rights"
     say(f"{session.session.name}: {spec.samplerate} Hz, blocks of {spec.blocksize}, {ahead}, {rights}")
+    if live.latency.sentence:
+        say(f"what is heard is shifted by {live.latency.frames} frames: {live.latency.sentence}")
     with live:
         if _is_mute(live):
             complain("no sound goes in or out; bars are counted on, and sound starts when the device is there")

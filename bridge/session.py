@@ -194,7 +194,11 @@ class StreamTable(_Table):
         0, "frames mixed ahead, 0 (chosen at start) to 65536", "did you give seconds or milliseconds?", ge=0, le=65536
     )
     latency: int = key(
-        0, "the round trip in frames, 0 to 192000", "did you give seconds or milliseconds?", ge=0, le=192000
+        0, "the round trip in frames, 0 (as calibrated) to 192000", "did you give seconds or milliseconds?", ge=0,
+        le=192000,
+    )  # fmt: skip
+    latency_offset: int = key(
+        0, "frames added to the round trip, -192000 to 192000", "did you give milliseconds?", ge=-192000, le=192000
     )
 
 
@@ -1024,7 +1028,8 @@ blocksize = 128         # frames mixed at a time
 inputs = [1]            # the device's inputs that are heard, counted from 1
 outputs = 2             # how many outputs there are
 lead = 0                # frames mixed ahead of the loudspeaker; 0 measures this machine and prints its choice
-latency = 0             # frames from the loudspeaker back to the input; what is heard is shifted back by it
+latency = 0             # round trip in frames by which what is heard is shifted back; 0: as `sideman calibrate` found
+latency_offset = 0      # frames added to it by hand
 
 [transport]
 bpm = 120               # quarter notes per minute; a fraction in quotes is exact: "240/7"

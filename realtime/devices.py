@@ -334,6 +334,10 @@ class RtmixerPort:
         """Add to the play ring."""
         self._play_ring.write(np.ascontiguousarray(block))
 
+    def drop(self) -> None:
+        """Empty the play ring; only where no action plays from it."""
+        self._play_ring.read()
+
     def start_record(self) -> None:
         """Post a record action."""
         self._record_seen = []

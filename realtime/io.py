@@ -176,6 +176,9 @@ class Port(Protocol):
     def write(self, block: Block) -> None:
         """Add to the play ring."""
 
+    def drop(self) -> None:
+        """Empty the play ring; only where no action plays from it."""
+
     def start_record(self) -> None:
         """Post a record action on the empty record ring."""
 
@@ -313,6 +316,7 @@ class Player:
 
     def _restart(self) -> None:
         """Post a new play action with silence in front, enough to last until its place is known."""
+        self._port.drop()  # what was written after the ring had run empty: nobody took it, and its time is over
         self._written, self._was_full = 0, False
         self._fill_up(max(self._lead // 2, 3 * self._port.blocksize))
         self._port.start_play()
@@ -328,7 +332,8 @@ class Player:
         if self._next is not None and grid is not None and first is not None:
             self.xruns += 1
             # Where the rates differ a little of what was handed over had not come through yet.
-            self._left_off, self._next = min(self._next, grid.session(first + self._written)), None
+            taken = self._written - self._port.fill()  # the ring may have run empty before it was last written to
+            self._left_off, self._next = min(self._next, grid.session(first + taken)), None
             self._departing.settle(self._left_off)
             self._departing.drop()
         self._restart()

@@ -112,6 +112,9 @@ class VirtualDevice:
     def write(self, block: Block) -> None:
         self._play += block[:, 0].tolist()
 
+    def drop(self) -> None:
+        self._play.clear()
+
     def start_record(self) -> None:
         self._record_first, self._record_on = None, True
 
@@ -508,17 +511,17 @@ def test_an_orphaned_device_process_plays_to_the_end(monkeypatch: pytest.MonkeyP
             return False
 
     arena = Arena.create(io.layout(SPEC))
-    assert not io._over(arena)
+    assert not io.over(arena)
     monkeypatch.setattr("realtime.io.multiprocessing.parent_process", Gone)
     stream = arena.status("stream.status")
     stream.publish(time_ns=time.monotonic_ns() + 60 * SECOND_NS, frame=100, mixed=1124)
-    assert not io._over(arena)
+    assert not io.over(arena)
     stream.publish(stopped=1)
-    assert not io._over(arena), "the last frames have not left yet"
+    assert not io.over(arena), "the last frames have not left yet"
     stream.publish(frame=1124)
-    assert io._over(arena)
+    assert io.over(arena)
     stream.publish(stopped=0, time_ns=1)
-    assert io._over(arena), "the engine is gone as well"
+    assert io.over(arena), "the engine is gone as well"
     arena.close()
     arena.unlink()
 
@@ -570,3 +573,24 @@ def test_audio_libraries_do_not_write_into_the_terminal() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "a traceback\n")
+
+
+class EmptiedInATurn(VirtualDevice):
+    """Its ring runs empty between two calls of one turn: after the loop looked, before it writes."""
+
+    at_frame = 48_000
+
+    def play_ended(self) -> bool:
+        ended = super().play_ended()
+        if not ended and self.frames() >= self.at_frame:
+            self.at_frame = 1 << 60
+            while self._play_on:
+                self._callback()
+        return ended
+
+
+def test_what_was_written_after_the_ring_ran_empty_moves_nothing() -> None:
+    rig = Rig(device=EmptiedInATurn())
+    rig.play(3.0)
+    assert rig.status()["xruns"] == 1
+    assert len(grid_offsets(rig.device.played)) == 1
