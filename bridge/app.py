@@ -26,16 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.children import Children, signals_held
 from bridge.gate import Gate, GateError
+from bridge.outside import Outside
 from bridge.session import NO_DEVICE, OSC_DEVICE, AgentTable, Session
 from bridge.supervise import Lighter, Member, Supervisor, Worker
 from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
 from bridge.watch import Respawn, how
+from realtime.buffers import join_frames
 from realtime.engine import Command, EngineConfig, PartConfig
 from realtime.messages import encode, to_bytes
 from realtime.meters import Meters
 from realtime.mixer import Metronome, Monitor, Strip
 from realtime.protocols import StreamSpec
-from realtime.scheduler import LEDGER
+from realtime.scheduler import LEDGER, stagger_frames
 from realtime.seat import AgentConfig
 from realtime.worker import WorkerConfig, run_worker
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from bridge.calibrate import Opened, Train
     from bridge.conductor import Conductor
+    from bridge.jackclock import JackClock, JackConfig
     from bridge.offline import Progress, Rendered
     from bridge.osc import Listener
     from bridge.roundtrips import Calibration, Chosen
@@ -137,6 +140,13 @@ def lighter_ways(session: Session, agent: AgentTable) -> tuple[Lighter, ...]:
         words = " and ".join(f"{name} = {value}" for name, value in way.items())
         ways.append(Lighter(words, part_config(session, other).agent.options))
     return tuple(ways)
+
+
+def notice_frames(config: EngineConfig) -> int:
+    """Return how far ahead of the loudspeaker the engine can still be told of a bar line, with some air."""
+    join = join_frames(config.spec.samplerate)
+    band = stagger_frames(max(0, len(config.parts) - 1), join)
+    return config.spec.lead + 2 * config.spec.turn_frames + 2 * join + band + config.spec.samplerate // 50
 
 
 # How long sound takes
@@ -413,6 +423,11 @@ class Live:
             from bridge import oscaudio
 
             layout |= oscaudio.layout()
+        sync = self.session.sync
+        if any(kind.startswith("jack") for kind in [*(c.kind for c in sync.follow), *(c.kind for c in sync.lead)]):
+            from bridge.jackclock import jack_layout
+
+            layout |= jack_layout()
         _check_room(layout)
         self._device: DeviceSupervisor | None = None
         self._band: Supervisor | None = None
@@ -491,15 +506,27 @@ class Live:
     def _open_outside(self) -> None:
         """Let others be followed, follow, ask and steer."""
         from bridge.conductor import Conductor
+        from bridge.follower import INTERNAL, Follower
         from bridge.sync import SessionClock
 
-        clock = SessionClock(self.config.spec.samplerate)
-        self._conductor = Conductor(self.arena, clock, None, (), (), self.send, self._say_later)
-        self._conductor.start()
+        spec, sync = self.config.spec, self.session.sync
+        clock = SessionClock(spec.samplerate)
+        outside = Outside(self.session, self.config, clock, self._say_later, self._send_osc, self._jack_clock)
+        follower = None
+        if outside.sources:
+            order = [*(source.name for source in outside.sources), *([INTERNAL] if sync.internal else [])]
+            follower = Follower(
+                clock, self.session.tempo_map(spec.samplerate), order, notice_frames=notice_frames(self.config),
+                offset_frames=outside.offsets, tell=self._say_later,
+            )  # fmt: skip
+        self._conductor = Conductor(
+            self.arena, clock, follower, outside.sources, outside.senders, self.send, self._say_later
+        )
         if self.session.osc.on:
-            self._open_osc(self._conductor)
+            self._open_osc(self._conductor, outside.hear)
+        self._conductor.start()
 
-    def _open_osc(self, conductor: Conductor) -> None:
+    def _open_osc(self, conductor: Conductor, foreign: Callable[..., bool]) -> None:
         """Listen to OSC. A port that is taken is told of, and the session plays without."""
         from bridge.desk import LiveDesk
         from bridge.guard import Guard
@@ -516,10 +543,23 @@ class Live:
         except OSError as problem:
             self._say_later(problem.strerror or str(problem), bad=True)
             return
-        server = Server(desk, guard=Guard(osc.token), tell=self._say_later)
+        server = Server(desk, guard=Guard(osc.token), tell=self._say_later, foreign=foreign)
         self._listener = Listener(server, entrance, self._say_later)
         self._listener.start()
         self._say_later(f"OSC is heard on {osc.bind}, port {self._listener.port} (UDP)")
+
+    def _jack_clock(self, config: JackConfig) -> JackClock:
+        from bridge.jackclock import JackClock
+
+        return JackClock(self.arena, config, self.config.spec, self._say_later)
+
+    def _send_osc(self, packet: bytes, address: tuple[str, int]) -> int:
+        """Send a packet from the port on which we listen; return that port, 0 while there is none. Any thread."""
+        if self._listener is None:
+            return 0
+        if packet:
+            self._listener.send([(packet, address)])
+        return self._listener.port
 
     def _say_later(self, text: str, *, bad: bool = False) -> None:
         """Keep a sentence until the bridge's thread passes it on. Any thread."""

@@ -36,6 +36,7 @@ from realtime.clock import Meter, TempoChange, TempoMap, as_tempo, round_frame
 from realtime.foreign import TomlError, parse_toml
 
 if TYPE_CHECKING:
+    from bridge.profiles import Dialect
     from realtime.protocols import Chord, StreamSpec
 
 MAX_BYTES = 1_000_000
@@ -46,6 +47,20 @@ CHART_BARS, RAMP_BEATS = 10_000, 4096
 
 OSC_DEVICE, NO_DEVICE = "osc", "null"
 """Names of what is no sound device: another program over OSC, and nothing."""
+
+FOLLOWED: dict[str, str] = {
+    "midi": "MIDI clock from a port of this machine",
+    "jack-midi": "MIDI clock through JACK, to the frame",
+    "jack": "JACK's transport",
+    "link": "Ableton Link",
+    "osc": "a program that tells its position over OSC",
+}
+LED: dict[str, str] = {
+    "midi": "MIDI clock to a port of this machine",
+    "jack-midi": "MIDI clock through JACK, to the frame",
+    "link": "Ableton Link",
+}
+"""Whose time a session may follow, and whom it may lead."""
 
 KINDS: dict[str, str] = {
     "corpus": "re-orders units of real recordings",
@@ -312,6 +327,52 @@ class OscTable(_Table):
     )  # fmt: skip
 
 
+class PatternTable(_Table):
+    """An entry of ``patterns``: what one argument of one OSC address means."""
+
+    address: str = key(..., "an OSC address in quotes, with its slash", pattern=r"^/[\x21-\x7e]{1,200}$")
+    says: str = key(..., 'what it means, in quotes, as in "beat", "bar", "tempo" or "playing"')
+    argument: int = key(0, "which argument, from 0 to 63", "the first is 0", ge=0, le=63)
+    counts_from: int = key(1, "what the first bar or beat is called, 0 or 1", ge=0, le=1)
+    scale: int = key(1, "units of the number in one that is meant, 1 to 1000000", ge=1, le=10**6)
+
+
+class FollowTable(_Table):
+    """``[[sync.follow]]``: somebody whose time is followed; the first that rolls leads."""
+
+    kind: str = key(..., "a kind of clock in quotes")
+    port: str = key("", "a MIDI port's name, or a part of it, in quotes", max_length=200)
+    virtual: bool = key(False, "true or false")
+    dialect: str = key("auto", '"auto", "standard" or "ardour"', pattern="^(auto|standard|ardour)$")
+    profile: str = key("", 'the program, in quotes, as in "reaper", "live" or "ardour"', max_length=32)
+    patterns: tuple[PatternTable, ...] = key(
+        (), "a list of tables, as in [{ address = '/beat', says = 'beat' }]", strict=False, max_length=64
+    )
+    host: str = key("127.0.0.1", "the address of the program's machine, as a number", max_length=64)
+    host_port: int = key(0, "the program's UDP port, 1 to 65535, or 0 for its usual one", ge=0, le=65535)
+    offset: int = key(0, "frames by which its grid is moved later, -192000 to 192000", ge=-192000, le=192000)
+
+
+class LeadTable(_Table):
+    """``[[sync.lead]]``: somebody who is told the band's time."""
+
+    kind: str = key(..., "a kind of clock in quotes")
+    port: str = key("", "a MIDI port's name, or a part of it, in quotes", max_length=200)
+    virtual: bool = key(False, "true or false")
+
+
+class SyncTable(_Table):
+    """``[sync]``: whose time holds, and who is told."""
+
+    internal: bool = key(False, "true or false")
+    follow: tuple[FollowTable, ...] = key(
+        (), "up to 8 clocks written as [[sync.follow]], in double brackets", strict=False, max_length=8
+    )
+    lead: tuple[LeadTable, ...] = key(
+        (), "up to 8 clocks written as [[sync.lead]], in double brackets", strict=False, max_length=8
+    )
+
+
 class TakeTable(_Table):
     """``[take]``: where what was played is kept."""
 
@@ -324,7 +385,7 @@ class Session(_Table):
 
     Attributes
     ----------
-    session, stream, transport, mixer, metronome, osc, agents, take
+    session, stream, transport, mixer, metronome, osc, sync, agents, take
         The tables of the file, by the same names.
     """
 
@@ -334,6 +395,7 @@ class Session(_Table):
     mixer: MixerTable = key(MixerTable.model_construct(), "a table [mixer]")
     metronome: MetronomeTable = key(MetronomeTable.model_construct(), "a table [metronome]")
     osc: OscTable = key(OscTable.model_construct(), "a table [osc]")
+    sync: SyncTable = key(SyncTable.model_construct(), "a table [sync]")
     agents: tuple[AgentTable, ...] = key(
         (), "up to 32 agents written as [[agents]], in double brackets", strict=False, max_length=32
     )
@@ -601,6 +663,7 @@ def _disagreements(session: Session) -> Iterator[_ClashError]:
     yield from _rings(session)
     yield from _outputs(session)
     yield from _osc(session)
+    yield from _sync(session)
     if not session.stream.inputs:
         yield _ClashError("stream.inputs", "is []; it takes at least one input that is heard, as in [1]")
     yield from _changes(session)
@@ -618,6 +681,61 @@ def _osc(session: Session) -> Iterator[_ClashError]:
         yield _ClashError("osc.bind", f"is {_said_found(session.osc.bind)}; {problem}")
     if session.stream.device == OSC_DEVICE and any(agent.name == "mix" for agent in session.agents):
         yield _ClashError("stream.device", 'is "osc", and an agent is called "mix"; that is the mix\'s name there')
+
+
+def _sync(session: Session) -> Iterator[_ClashError]:
+    """Yield what of ``[sync]`` names nobody, or cannot be had as it stands."""
+    for index, clock in enumerate(session.sync.follow, 1):
+        yield from _clock_kind(f"sync.follow[{index}]", clock, FOLLOWED)
+        if clock.kind == "osc":
+            yield from _profile(f"sync.follow[{index}]", clock, session.osc.on)
+    for index, told in enumerate(session.sync.lead, 1):
+        yield from _clock_kind(f"sync.lead[{index}]", told, LED)
+    for path, kinds in (("sync.follow", [c.kind for c in session.sync.follow if c.kind != "osc"]),
+                        ("sync.lead", [c.kind for c in session.sync.lead])):  # fmt: skip
+        twice = [kind for kind in kinds if kinds.count(kind) > 1]
+        if twice:
+            yield _ClashError(path, f'names "{twice[0]}" twice; each kind of clock is there once')
+    if {"link"} & {clock.kind for clock in session.sync.follow} & {told.kind for told in session.sync.lead}:
+        yield _ClashError("sync.lead", 'is "link", which is followed; who follows a Link session does not lead it')
+
+
+def _clock_kind(path: str, clock: FollowTable | LeadTable, kinds: Mapping[str, str]) -> Iterator[_ClashError]:
+    if clock.kind not in kinds:
+        words = f"is {_said_found(clock.kind)}{_meant(clock.kind, kinds)}; it takes one of {_said_list(kinds)}"
+        yield _ClashError(f"{path}.kind", words)
+    elif clock.kind == "midi" and not clock.port:
+        yield _ClashError(f"{path}.port", "is missing; MIDI clock takes the name of a port, or a part of it")
+
+
+def _profile(path: str, clock: FollowTable, listening: bool) -> Iterator[_ClashError]:
+    from bridge.profiles import DIALECTS
+
+    if clock.profile not in DIALECTS:
+        meant = _meant(clock.profile, DIALECTS)
+        yield _ClashError(
+            f"{path}.profile", f"is {_said_found(clock.profile)}{meant}; it takes one of {_said_list(DIALECTS)}"
+        )
+    elif not listening:
+        yield _ClashError(f"{path}.kind", 'is "osc", and nobody listens; set on = true in [osc]')
+    else:
+        try:
+            profile_of(clock)
+        except ValueError as problem:
+            yield _ClashError(f"{path}.patterns", f"do not do: {problem}")
+
+
+def profile_of(clock: FollowTable) -> Dialect:
+    """Return what a program says, as its entry has it; ``ValueError`` where that says nowhere where the song is."""
+    from bridge.profiles import Pattern, Says, dialect
+
+    known = [says.value for says in Says]
+    for pattern in clock.patterns:
+        if pattern.says not in known:
+            raise ValueError(f'{pattern.address} says "{pattern.says}"; it takes one of {_said_list(known)}')
+    patterns = [Pattern(each.address, Says(each.says), each.argument, each.counts_from, scale=each.scale)
+                for each in clock.patterns]  # fmt: skip
+    return dialect(clock.profile, patterns)
 
 
 def _names(session: Session) -> Iterator[_ClashError]:
@@ -1063,6 +1181,19 @@ port = 9770             # UDP; audio over OSC (stream.device = "osc") has a port
 audio_port = 9771
 bind = "127.0.0.1"      # this machine's programs alone; another interface needs a token
 token = ""              # what senders of other machines say first, to /sideman/hello
+
+[sync]
+internal = false        # play by the session's own tempo until one of those who are followed is heard
+
+# Whose time is followed, the best first: midi, jack-midi, jack, link or osc (which takes on = true in [osc]).
+# [[sync.follow]]
+# kind = "midi"
+# port = "clock"        # a part of the port's name; for jack-midi, JACK's
+# profile = "reaper"    # for osc: or ardour, live, bitwig, max, free; the program sends to the port of [osc]
+# offset = 0            # frames by which its grid is moved later
+# Who is told the band's time: midi, jack-midi or link.
+# [[sync.lead]]
+# kind = "link"
 
 # Each agent plays a stem of its own.
 [[agents]]

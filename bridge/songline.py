@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from typing import NamedTuple
@@ -44,16 +44,18 @@ KEPT_STAMPED, KEPT_EXACT, KEPT_STRAYS = 300, 512, 12
 """How many are kept."""
 SETTLED = 8
 """So many tell how far they scatter, and whether the tempo has changed."""
-LONG, BOUNDING = 128, 96
-"""Exact observations that speak for themselves, and those of a long row that bound its tempo."""
+LONG, BOUNDING, BOUNDING_ROOM = 128, 96, 0.01
+"""Exact observations that speak for themselves; those of a long row that bound its tempo, and the room they leave."""
+ROUNDING_SECONDS = 10
+"""After so long a time on one line it is known how its source rounds."""
 BESIDE = 16
 """Nearer to the line than this, in frames, exact observations may mean that it was not quite the right one."""
 PARALLEL = 0.15
 """A line that turns by less than this part of its length goes on in the same tempo, as far as a few can tell."""
-_LENIENT, _STRICT = Fraction(1, 10), Fraction(1, 10**6)
-"""What a line may miss the whole frames of observations by: one that is held, and one that is chosen. A DAW keeps its
-tempo in ticks of its own, which is a tenth of a frame in some hundred bars.
-"""
+OWN_TICKS = Fraction(1, 10**8)
+"""A DAW keeps its tempo in ticks of its own, so that it is off by some of this."""
+_OPEN, _EXACT = Fraction(1, 10**6), Fraction(1, 10**7)
+"""By how much a bound that is itself excluded is drawn in, and what sums may be off by, in frames."""
 
 
 class Found(Enum):
@@ -73,6 +75,25 @@ class Point(NamedTuple):
     frame: int
     beat: Fraction
     near: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """Where exact observations put beat 0 in a tempo: the earliest and the latest of them, and from when they are."""
+
+    tempo: Fraction
+    least: Fraction
+    most: Fraction
+    first: int
+    last: int
+
+    @property
+    def slack(self) -> Fraction:
+        """What they may miss a line by beside their rounding, in frames."""
+        return _EXACT + OWN_TICKS * max(0, self.last - self.first)
+
+    def with_place(self, place: Fraction, frame: int) -> _Extent:
+        return replace(self, least=min(self.least, place), most=max(self.most, place), last=frame)
 
 
 def _point(frame: int, beat: Fraction) -> Point:
@@ -130,7 +151,8 @@ class LineFinder:
         self._disbelieved: Fraction | None = None
         self._last = 0
         self._slow = False
-        self._extent: tuple[Fraction, Fraction, Fraction] | None = None  # of a tempo: where beat 0 was, by all so far
+        self._extent: _Extent | None = None
+        self._rounding: int | None = None  # which of the ways to round it is, once that is known
 
     def restart(self) -> None:
         """Begin anew: what comes next does not go on from what was. The tempo is kept as a guess."""
@@ -402,43 +424,52 @@ class LineFinder:
 
     def _explained(self, point: Point, line: Timeline) -> bool:
         """Whether a line lies where all observations so far, rounded in one way, allow it."""
-        place = point.frame - point.beat * 60 * self.samplerate / line.tempo
-        if self._extent is None or self._extent[0] != line.tempo:
+        extent = self._extent
+        if extent is None or extent.tempo != line.tempo:
             return False
-        least, most = min(self._extent[1], place), max(self._extent[2], place)
-        self._extent = line.tempo, least, most
+        place = point.frame - point.beat * 60 * self.samplerate / line.tempo
+        extent = self._extent = extent.with_place(place, point.frame)
         if self._doubtful(line.tempo, list(self._points)):
             return False
-        return self._lies(line, least, most, _LENIENT)
+        return self._lies(line, extent)
 
-    def _lies(self, line: Timeline, least: Fraction, most: Fraction, slack: Fraction) -> bool:
-        origin = line.position(Fraction(0))
-        return any(low - slack <= origin <= high + slack for low, high in self._allowed(least, most))
+    def _lies(self, line: Timeline, extent: _Extent) -> bool:
+        """Whether a line lies where observations, rounded in one way, allow it; learns which way that is."""
+        origin, slack = line.position(Fraction(0)), extent.slack
+        ways = [way for way, (low, high) in self._allowed(extent).items() if low - slack <= origin <= high + slack]
+        if len(ways) == 1 and extent.last - extent.first >= ROUNDING_SECONDS * self.samplerate:
+            self._rounding = ways[0]
+        return bool(ways)
 
     def _explains_recent(self, points: list[Point], line: Timeline) -> bool:
         """Whether the line holds for the later half of what was observed: then it is the earlier that is outdated."""
         recent = points[len(points) // 2 :]
         if len(recent) < LONG:
             return False
-        least, most = _extent(recent, 60 * self.samplerate / line.tempo)
-        if not self._lies(line, least, most, _STRICT):
+        extent = _extent(recent, line.tempo, self.samplerate)
+        if not self._lies(line, extent):
             return False
-        self._points, self._extent = deque(recent, maxlen=KEPT_EXACT), (line.tempo, least, most)
+        self._points, self._extent = deque(recent, maxlen=KEPT_EXACT), extent
         return True
 
     def _doubtful(self, tempo: Fraction, points: list[Point]) -> bool:
         """Whether a rounder tempo is possible than that of a line laid through a few observations."""
         return tempo.denominator > 1000 and len(points) <= 2 * EXACT_LOCK
 
-    def _allowed(self, least: Fraction, most: Fraction) -> list[tuple[Fraction, Fraction]]:
-        """Return where beat 0 may lie, by how frames were rounded: to the nearest, down, up."""
+    def _allowed(self, extent: _Extent) -> dict[int, tuple[Fraction, Fraction]]:
+        """Return where beat 0 may lie, by how frames were rounded: to the nearest (0), down (1), up (2)."""
         grain, half = Fraction(self._band - 1.0), Fraction(1, 2)
-        ways = [
-            (most - grain - half, least + half),
-            (most - grain, least + 1 - _STRICT),  # rounded down, it is not a whole frame earlier than where it is
-            (most - grain - 1 + _STRICT, least),
-        ]
-        return [(low, high) for low, high in ways if low <= high + _LENIENT]
+        least, most = extent.least, extent.most
+        ways = {
+            0: (most - grain - half, least + half),
+            1: (most - grain, least + 1 - _OPEN),  # rounded down, it is not a whole frame earlier than where it is
+            2: (most - grain - 1 + _OPEN, least),
+        }
+        found = {way: (low, high) for way, (low, high) in ways.items() if low <= high + extent.slack}
+        if self._rounding in found:
+            return {self._rounding: found[self._rounding]}
+        self._rounding = None
+        return found
 
     def _snapped(self, points: list[Point]) -> Fraction | None:
         """Return the roundest tempo in which all observations lie on a line to the frame, if there is one."""
@@ -452,8 +483,8 @@ class LineFinder:
         candidates += [current, middle.limit_denominator(TEMPO_DENOMINATOR)]
         for tempo in candidates:
             if tempo is not None and low <= tempo <= high and SLOWEST_BPM <= tempo <= FASTEST_BPM:
-                least, most = _extent(points, 60 * self.samplerate / tempo)
-                if most - least <= Fraction(self._band) + _LENIENT:
+                extent = _extent(points, tempo, self.samplerate)
+                if extent.most - extent.least <= Fraction(self._band) + extent.slack:
                     return tempo
         return None
 
@@ -467,7 +498,7 @@ class LineFinder:
         between, passed = frames[after] - frames[before], beats[after] - beats[before]
         if not len(passed) or passed.min() <= 0:
             return None
-        room = self._band + float(_LENIENT)
+        room = self._band + BOUNDING_ROOM
         shortest, longest = float(((between - room) / passed).max()), float(((between + room) / passed).min())
         if longest <= 0 or shortest > longest:
             return None
@@ -476,18 +507,17 @@ class LineFinder:
 
     def _placed(self, points: list[Point], tempo: Fraction) -> Timeline:
         """Return the line of a tempo; beat 0 is on a whole frame if it may be, as where a DAW's song begins."""
-        beat_frames = 60 * self.samplerate / tempo
-        least, most = _extent(points, beat_frames)
-        self._extent = tempo, least, most
-        allowed = self._allowed(least, most)
-        place = sum(allowed[0], Fraction(0)) / 2 if allowed else (least + most) / 2
-        for low, high in allowed:
+        extent = self._extent = _extent(points, tempo, self.samplerate)
+        allowed = self._allowed(extent)
+        middles = [(low + high) / 2 for low, high in allowed.values()] or [(extent.least + extent.most) / 2]
+        place = middles[0]
+        for low, high in allowed.values():
             whole = round((low + high) / 2)
-            if low - _STRICT / 10 <= whole <= high + _STRICT / 10:
+            if low - _EXACT <= whole <= high + _EXACT:
                 place = Fraction(whole)
                 break
-        beat = points[0][1]
-        frame = (place + beat * beat_frames).limit_denominator(POSITION_DENOMINATOR)
+        beat = points[0].beat
+        frame = (place + beat * 60 * self.samplerate / tempo).limit_denominator(POSITION_DENOMINATOR)
         return Timeline(self.samplerate, tempo, frame=frame, beat=beat)
 
     def _lay(self, settle: bool = False) -> None:
@@ -592,9 +622,10 @@ def _fitted(points: list[Point]) -> tuple[float, float, float]:
     return slope, start, math.sqrt(float(left @ left) / max(1, len(points) - 2))
 
 
-def _extent(points: list[Point], beat_frames: Fraction) -> tuple[Fraction, Fraction]:
-    """Return the earliest and the latest frame beat 0 would be at by each of the observations."""
+def _extent(points: list[Point], tempo: Fraction, samplerate: int) -> _Extent:
+    """Return where beat 0 is by each of the observations, if this is the tempo."""
+    beat_frames = 60 * samplerate / tempo
     first, length = points[0], float(beat_frames)
     off = [point.frame - first.frame - (point.near - first.near) * length for point in points]
     origin = first.frame - first.beat * beat_frames
-    return origin + Fraction(min(off)), origin + Fraction(max(off))
+    return _Extent(tempo, origin + Fraction(min(off)), origin + Fraction(max(off)), first.frame, points[-1].frame)

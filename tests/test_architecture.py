@@ -31,6 +31,8 @@ FORBIDDEN = {
         "rtmidi",
         "pedalboard",
         "pythonosc",
+        "jack",
+        "link",
         "starlette",
         "uvicorn",
     },
@@ -47,6 +49,8 @@ WRAPPERS = {
     "rtmidi": {"bridge/midi.py"},
     "pedalboard": {"bridge/plugins.py"},
     "pythonosc": {"bridge/osc.py"},
+    "jack": {"bridge/jackclock.py"},
+    "link": {"bridge/link.py"},
 }
 """Packages that one file each wraps, imported where they are first used."""
 
