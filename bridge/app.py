@@ -16,7 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from multiprocessing import get_context
@@ -32,7 +33,8 @@ from bridge.supervise import Lighter, Member, Supervisor, Worker
 from bridge.tap import RecorderConfig, recorder_layout, run_recorder, take_header
 from bridge.watch import Respawn, how
 from realtime.buffers import join_frames
-from realtime.engine import Command, EngineConfig, PartConfig
+from realtime.clock import Meter
+from realtime.engine import Command, EngineConfig, PartConfig, told_grid
 from realtime.messages import encode, to_bytes
 from realtime.meters import Meters
 from realtime.mixer import Metronome, Monitor, Strip
@@ -293,6 +295,10 @@ class Status:
         How each agent stands, in a word, as :meth:`bridge.supervise.Supervisor.states` says.
     device, stream
         What the device process and the stream count.
+    song_bar, tempo, meter
+        Bar of the song that is, counted from 0, its tempo in quarter notes per minute, and its meter.
+    leader
+        Who is followed, empty for nobody; what is wrong with it, if anything, stands behind it in brackets.
     """
 
     frame: int
@@ -304,6 +310,10 @@ class Status:
     states: dict[str, str]
     device: dict[str, Any]
     stream: dict[str, Any]
+    song_bar: int = 0
+    tempo: Fraction = field(default_factory=lambda: Fraction(120))
+    meter: Meter = field(default_factory=Meter)
+    leader: str = ""
 
 
 def _check_room(layout: Layout) -> None:
@@ -536,7 +546,7 @@ class Live:
         audio_port = osc.audio_port if self.session.stream.device == OSC_DEVICE else 0
         desk = LiveDesk(
             self, self.session, frame_at=conductor.frame_at, position=lambda: conductor.position, version=version(),
-            audio_port=audio_port,
+            audio_port=audio_port, sync=conductor.sync,
         )  # fmt: skip
         try:
             entrance = open_socket(osc.bind, osc.port, osc.token)
@@ -623,7 +633,8 @@ class Live:
         meters of his own on the rings of ``arena``.
         """
         place, stems = self.arena["place"], self._meters.read().stems
-        rows = self.arena["ledger"]
+        rows, grid = self.arena["ledger"], self.arena.status("engine.grid").read()
+        line = told_grid(grid, self.config.spec.samplerate)
         return Status(
             frame=int(place[0]),
             bar=int(place[1]),
@@ -637,6 +648,10 @@ class Live:
             states=self._band.states() if self._band is not None else dict.fromkeys(self.names, "loading"),
             device=self.arena.status("io.status").read(),
             stream=self.arena.status("stream.status").read(),
+            song_bar=grid["song_bar"],
+            tempo=line.tempo,
+            meter=line.meter,
+            leader=self._conductor.leader if self._conductor is not None else "",
         )
 
     def poll(self) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from bridge.follower import Follower
+from bridge.follower import INTERNAL, Follower, SyncStatus
 from bridge.sync import Position, SessionClock, Source
 from realtime.buffers import Arena
 from realtime.engine import Command, told_grid
@@ -88,6 +88,20 @@ class Conductor:
         if not told["tempo_above"]:
             return None
         return Position(told_grid(told, self.clock.samplerate), playing=not told["resting"])
+
+    def sync(self) -> SyncStatus | None:
+        """Return how following stands; ``None`` where nobody is followed. Any thread."""
+        return self.follower.status() if self.follower is not None else None
+
+    @property
+    def leader(self) -> str:
+        """Who is followed, and in brackets what is wrong with it; empty for nobody. Any thread."""
+        status = self.sync()
+        if status is None:
+            return ""
+        if status.leader == INTERNAL:
+            return "" if status.playing else "nobody yet"
+        return f"{status.leader} (silent)" if status.lost else status.leader
 
     def frame_at(self, time_ns: int) -> int:
         """Session frame that leaves for the loudspeaker at a host time; 0 before the stream runs. Any thread."""

@@ -23,6 +23,7 @@ from realtime.mixer import METRONOME, MONITOR
 
 if TYPE_CHECKING:
     from bridge.app import Live
+    from bridge.follower import SyncStatus
     from bridge.sync import Position
 
 SECOND_NS = 10**9
@@ -161,6 +162,9 @@ class Desk(Protocol):
     def place(self) -> Place:
         """Return where the session is."""
 
+    def sync(self) -> SyncStatus | None:
+        """Return how following another's time stands, ``None`` where nobody is followed."""
+
     def setup(self) -> Setup:
         """Return what it is made of."""
 
@@ -250,6 +254,10 @@ class StillDesk:
         bar, rest = divmod(frame, 2 * self.samplerate)
         return Place(frame, bar, 2 * rest / self.samplerate, bar, Fraction(120), Meter(), self.playing)
 
+    def sync(self) -> SyncStatus | None:
+        """Return None: nobody is followed."""
+        return None
+
     def setup(self) -> Setup:
         """Return what nothing is made of."""
         return Setup(version="0", samplerate=self.samplerate, lead_frames=self._lead_frames)
@@ -304,6 +312,8 @@ class LiveDesk:
         Sideman's.
     audio_port
         Where a DAW streams its audio to, 0 without.
+    sync
+        How following another's time stands, from who does it.
     """
 
     def __init__(
@@ -316,6 +326,7 @@ class LiveDesk:
         actions: Mapping[str, Sequence[ActionFacts]] | None = None,
         version: str = "",
         audio_port: int = 0,
+        sync: Callable[[], SyncStatus | None] = lambda: None,
     ) -> None:
         from realtime.engine import Memory
         from realtime.meters import Meters
@@ -323,7 +334,7 @@ class LiveDesk:
         spec = live.config.spec
         self.samplerate, self.turn_frames = spec.samplerate, spec.turn_frames
         self._live, self._session, self._position, self._version = live, session, position, version
-        self._actions, self._audio_port = actions or {}, audio_port
+        self._actions, self._audio_port, self._sync = actions or {}, audio_port, sync
         self._stream, self._device = live.arena.status("stream.status"), live.arena.status("io.status")
         self._frame_at = frame_at or self._counted_on
         # Its own, because "since the last look" is: what is told here is not lost to those who look elsewhere.
@@ -363,6 +374,10 @@ class LiveDesk:
             place, frame=frame, song_bar=song_bar, beat=float(beat - line.downbeat(song_bar)), tempo=line.tempo,
             meter=line.meter, playing=position.playing,
         )  # fmt: skip
+
+    def sync(self) -> SyncStatus | None:
+        """Return how following stands."""
+        return self._sync()
 
     def setup(self) -> Setup:
         """Return what the session is made of."""

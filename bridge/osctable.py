@@ -106,6 +106,18 @@ def _position(request: Request) -> list[Answer]:
     return [_place_of(request.desk)]
 
 
+def _sync(request: Request) -> list[Answer]:
+    return [_sync_of(request.desk)]
+
+
+def _sync_of(desk: Desk) -> Answer:
+    status = desk.sync()
+    if status is None:
+        return ("internal", True, False, None, 0.0, 0)
+    tempo = None if status.tempo is None else float(status.tempo)
+    return status.leader, status.playing, status.lost, tempo, 1000 * status.spread_seconds, status.anchors
+
+
 def _place_of(desk: Desk) -> Answer:
     place = desk.place()
     meter, tempo = place.meter, place.tempo
@@ -289,6 +301,14 @@ _POSITION = (
     Field("unit", "", "of the meter; N where it is not known"),
     Field("playing", "", "whether the band plays"),
 )
+_SYNC = (
+    Field("leader", "", "who is followed; internal for nobody"),
+    Field("playing", "", "whether it rolls"),
+    Field("silent", "", "whether it has fallen silent while it did"),
+    Field("tempo", "bpm", "as it was found; N where it is not known"),
+    Field("spread", "ms", "how far what it says scatters"),
+    Field("moves", "", "how often the band's grid was moved for it"),
+)
 _AGENT = (
     Field("state", "", "how its process stands: armed, loading, gone, failed, refused, quarantined, ..."),
     Field("now", "", "what of it sounds, in a word"),
@@ -329,6 +349,7 @@ _FADER = (
 
 REPORTS: tuple[Report, ...] = (
     Report("position", REPORT + "position", _POSITION, "Where the session is.", lambda desk: [("", _place_of(desk))]),
+    Report("sync", REPORT + "sync", _SYNC, "Whose time is followed.", lambda desk: [("", _sync_of(desk))]),
     Report("agents", REPORT + "agents/{agent}", _AGENT, "How each agent does.", _report_agents),
     Report(
         "levels",
@@ -424,6 +445,7 @@ SECTIONS: tuple[Section, ...] = (
                 _loop,
             ),
             Address("/sideman/position", (), "Says where the session is.", _position, _POSITION),
+            Address("/sideman/sync", (), "Says whose time is followed, and how that goes.", _sync, _SYNC),
         ),
     ),
     Section(

@@ -38,7 +38,6 @@ class View:
     def __init__(self, live: Live) -> None:
         self._lead = live.config.spec.lead
         self._samplerate = live.config.spec.samplerate
-        self._tempo_map = live.config.tempo_map
         self._title = live.session.session.name
         self._held_db = dict.fromkeys(live.names, FLOOR_DB)
 
@@ -84,11 +83,12 @@ class View:
     def _place(self, status: Status) -> str:
         seconds = status.frame // self._samplerate
         clock = f"{seconds // 60}:{seconds % 60:02d}"
-        bar = f"bar {status.bar + 1}" if status.bar >= 0 else "count-in"
-        return f"{clock}  {bar}, beat {status.beat + 1}"
+        bar = f"bar {status.song_bar + 1}" if status.song_bar >= 0 else "count-in"
+        follows = f"  follows {status.leader}" if status.leader else ""
+        return f"{clock}  {bar}, beat {status.beat + 1}{follows}"
 
     def _dots(self, status: Status) -> str:
-        beats = math.ceil(self._tempo_map.bar_beats(status.bar))
+        beats = math.ceil(status.meter.beats)
         return " ".join("\u25cf" if beat == status.beat else "\u25cb" for beat in range(min(16, beats)))
 
     def _counters(self, status: Status) -> str:

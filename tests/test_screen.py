@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bridge.app import Live, Status
 from bridge.screen import CELLS, FALL_DB, View, _meter
-from realtime.clock import Meter, TempoMap
+from realtime.clock import Meter
 from realtime.protocols import StreamSpec
 from realtime.scheduler import LEDGER
 
@@ -35,11 +35,13 @@ STATUS = Status(
     states={"bass": "armed", "marimba": "armed"},
     device={"xruns": 3, "lost_frames": 120, "starved_frames": 8},
     stream={"underruns": 4, "late_frames": 99},
+    song_bar=11,
+    meter=Meter(7, 8),
 )  # fmt: skip
 
 
 def view() -> View:
-    config = SimpleNamespace(spec=StreamSpec(48000, lead=512), tempo_map=TempoMap.steady(48000, 112, Meter(7, 8)))
+    config = SimpleNamespace(spec=StreamSpec(48000, lead=512))
     session = SimpleNamespace(session=SimpleNamespace(name="Your turn"))
     live: Any = SimpleNamespace(config=config, names=list(STATUS.ledger), session=session)
     return View(cast(Live, live))
@@ -119,8 +121,14 @@ def test_a_level_rises_at_once_and_falls_slowly() -> None:
 
 
 def test_a_log_gets_the_same_in_a_line() -> None:
-    line = view().line(replace(STATUS, bar=-1, beat=0))
+    line = view().line(replace(STATUS, song_bar=-1, beat=0))
     assert line == (
         "1:23  count-in, beat 1; bass plays, marimba silent; "
         "lead 512   xruns 7   lost frames 128   late frames 99   faults 2"
     )
+
+
+def test_who_is_followed_is_said_and_the_bars_are_the_songs() -> None:
+    followed = replace(STATUS, bar=40, song_bar=7, meter=Meter(3, 4), leader="jack-midi (silent)")
+    [head, *_] = shown(view(), followed)
+    assert head == "Your turn  1:23  bar 8, beat 3  follows jack-midi (silent)  \u25cb \u25cb \u25cf"
