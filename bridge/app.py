@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from realtime.devices import IoConfig
     from realtime.iowatch import DeviceSupervisor
 
-LONGEST_SPAN_SECONDS = 8.0
+LONGEST_SPAN_SECONDS, LONGEST_LED_SECONDS = 8.0, 12.0
+"""There is room for spans so long, where nobody's time is followed and where somebody's is: 4/4 at 20 BPM."""
 LEAST_LEAD_BLOCKS = 4
 """With fewer the device's ring would run empty between two turns."""
 FIRST_SOUND_SECONDS = 1.0
@@ -90,7 +91,7 @@ def engine_config(session: Session, spec: StreamSpec, *, live: bool) -> EngineCo
     metronome = Metronome(
         on=session.metronome.on, gain_db=session.metronome.gain_db, outputs=session.routed(session.metronome.outputs)
     )
-    tempo_map = session.tempo_map(rate, downbeat)
+    tempo_map, led = session.tempo_map(rate, downbeat), live and bool(session.sync.follow)
     longest = max(float(timeline.meter.beats * 60 / timeline.tempo) for timeline in tempo_map.timelines)
     config = EngineConfig(
         spec=spec,
@@ -103,7 +104,7 @@ def engine_config(session: Session, spec: StreamSpec, *, live: bool) -> EngineCo
         monitor_delay_frames=spec.lead + spec.latency + spec.turn_frames + spec.blocksize if live else 0,
         ceiling_db=session.mixer.ceiling_db,
         first_bar=max(0, tempo_map.moment(0).bar),
-        longest_span_seconds=max(LONGEST_SPAN_SECONDS, 1.25 * longest),
+        longest_span_seconds=max(LONGEST_SPAN_SECONDS, 1.25 * longest, LONGEST_LED_SECONDS if led else 0),
     )
     config.mixer()  # what cannot be routed is refused here, before any process
     return config

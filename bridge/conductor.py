@@ -121,8 +121,11 @@ class Conductor:
             each.start()
         except (OSError, ValueError) as problem:
             self._tell(f"{each.name}: {problem}")
-            return False
-        return True
+        except Exception as error:  # noqa: BLE001 - whatever a driver does, the session plays
+            self._tell(f"{each.name} cannot be opened ({type(error).__name__}: {error})")
+        else:
+            return True
+        return False
 
     def stop(self) -> None:
         """End, and close what is outside. May be called twice."""
@@ -143,7 +146,7 @@ class Conductor:
 
     def _run(self) -> None:
         while not self._ended.wait(TURN_SECONDS):
-            self.turn(time.monotonic_ns())
+            self._guarded("the conductor", lambda: self.turn(time.monotonic_ns()))
 
     def turn(self, now_ns: int) -> None:
         """Look once."""
@@ -154,7 +157,9 @@ class Conductor:
         if self.follower is not None:
             for source in self._sources:
                 self._guarded(source.name, lambda source=source: self._hear(source, now_ns))  # type: ignore[misc]
-            self._unsent += self.follower.step(now_ns)
+            wanted = self.follower.step(now_ns)
+            newer = {command.do for command in wanted}  # of what found no room only the last word of a kind counts
+            self._unsent = [command for command in self._unsent if command.do not in newer] + wanted
             while self._unsent and self._send(self._unsent[0]):  # in order; what finds no room waits
                 self._unsent.pop(0)
         position = self.position if self._senders else None

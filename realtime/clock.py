@@ -247,7 +247,7 @@ class TempoMap:
         """Bar of the song that is played in bar ``bar`` of the session."""
         return self.stretches[_place(self.stretches, bar, _bar)].song_bar(bar) if self.stretches else bar
 
-    def song_at(self, frame: int) -> Timeline:
+    def song_at(self, frame: int | Fraction) -> Timeline:
         """Return the timeline that holds at a frame of the session, in bars and beats of the *song*."""
         if self.stretches:
             return self.stretches[_place(self.stretches, frame, _frame)].song_at(frame)
@@ -422,16 +422,20 @@ class TempoMap:
             start = self._position(self.downbeat(first) + since)
             length = self._position(self.downbeat(first + 1)) - start
             if abs(line - start - length) <= GENTLE * length:
-                return self._bent(first, since, line - start, first + 1), first + 1
+                change = self._bent(first, since, line - start, first + 1)
+                if change.tempo is not None and SLOWEST_BPM <= change.tempo <= FASTEST_BPM:
+                    return change, first + 1
         start, end = self._position(self.downbeat(bar) + beat), bar + 1
-        while True:  # a bar more as long as it would be bent beyond the slowest tempo there is
+        while True:  # more bars as long as they would be bent beyond the slowest tempo there is
             length, beats = self._position(self.downbeat(end)) - start, self.downbeat(end) - self.downbeat(bar) - beat
             shortest = max(length * SHORTEST_BEND, beats * 60 * grid.samplerate / FASTEST_BPM)
             reached = grid.bar_at(grid.beat_at(start + shortest)) + 1
-            change = self._bent(bar, beat, grid.position(grid.downbeat(reached)) - start, end)
+            frames = grid.position(grid.downbeat(reached)) - start
+            change = self._bent(bar, beat, frames, end)
             if change.tempo is not None and change.tempo >= SLOWEST_BPM:
                 return change, end
-            end += 1
+            needed = frames * SLOWEST_BPM / (60 * grid.samplerate) - beats
+            end += max(1, int(needed // self.bar_beats(end)))
 
     def _bent(self, bar: int, beat: Fraction, frames: Fraction, end: int) -> TempoChange:
         """Return the change with which what is left from ``beat`` of a bar to bar ``end`` lasts ``frames``."""
@@ -457,10 +461,19 @@ class TempoMap:
         it leaves counts anew on the map as it now is.
         """
         at = self._beat_of(wish)
-        first = bisect_left(self.stretches, at, lo=1, key=_beat)
+        first = bisect_left(self.stretches, at, lo=1 + self._led(), key=_beat)
         wishes, steps = _still_wished(self.stretches[first:], wish)
         index = sum(self._beat_of(other) <= at for other in wishes)
         return TempoMap(self.timelines, self.stretches[:first])._told([*wishes[:index], wish, *wishes[index:]], steps)
+
+    @property
+    def led_bar(self) -> int:
+        """First bar of the session on another's grid; before it nothing is changed by hand, as its bar is bent."""
+        return self.stretches[led].bar if (led := self._led()) else -MAX_BARS
+
+    def _led(self) -> int:
+        """Index of the last stretch that is another's, 0 if there is none: nobody here wished for it."""
+        return next((at for at in range(len(self.stretches) - 1, 0, -1) if self.stretches[at].wish is None), 0)
 
     def _told(self, wishes: list[TempoChange | Locate], steps: deque[_Step]) -> TempoMap:
         """Return the map with wishes, in the order of their places, and steps of a ramp among them."""
@@ -606,7 +619,7 @@ class Stretch:
         in_song, rounds = self._frame_in_song(frame)
         return self._shown(self.song.at_frame(in_song), rounds)
 
-    def song_at(self, frame: int) -> Timeline:
+    def song_at(self, frame: int | Fraction) -> Timeline:
         """Return the timeline that holds at a frame of the session, in bars and beats of the song."""
         in_song, _ = self._frame_in_song(frame)
         line = self.song.at_frame(in_song)
@@ -869,8 +882,9 @@ class Locate:
 class Anchor:
     """A wish to be on another's grid: bar ``song_bar`` of the song begins at frame ``frame``, and so on from there.
 
-    The session's bars count on. What is left of the present bar is bent, so that the next bar line falls on one of
-    the grid, to the frame, and from there on song bars are the other's. What was planned or wished by hand for later
+    The session's bars count on. What is left of the present bar is bent (or the next one, where that is gentler; or
+    some, where the grid's bars are long), so that a bar line falls on one of the grid, to the frame, and from there
+    on song bars are the other's. What was planned or wished by hand for later
     is given up: another holds the time now.
 
     Attributes
@@ -922,7 +936,7 @@ class Transport:
     tempo_map
         The song as it is planned: what holds until something is announced.
     notice_frames
-        How early a change must be known: ``lead`` + 2 blocks before the place it is for.
+        How early a change must be known before the place it is for: ``lead``, two joins and the band's stagger.
     """
 
     def __init__(self, tempo_map: TempoMap, notice_frames: int) -> None:
@@ -935,7 +949,8 @@ class Transport:
 
         One announced too late for its place counts from the first bar line that is far enough ahead.
         """
-        bar = max(change.bar, self.map.moment(now).bar)  # what is past cannot be changed, nor be counted up from
+        # What is past cannot be changed, nor be counted up from; nor can what is bent onto another's grid.
+        bar = max(change.bar, self.map.moment(now).bar, self.map.led_bar)
         if bar > change.bar:
             change = replace(change, bar=bar, beat=Fraction(0))
         while self.map.frame_at(self.map.downbeat(bar) + change.beat) - now < self._notice_frames:
@@ -950,7 +965,7 @@ class Transport:
         One announced too late for its bar counts from the first bar line that is far enough ahead, and the song then
         goes on from the same ``song_bar``.
         """
-        bar = max(locate.bar, self.map.moment(now).bar)
+        bar = max(locate.bar, self.map.moment(now).bar, self.map.led_bar)
         while self.map.bar_frame(bar) - now < self._notice_frames:
             bar += 1
         locate = replace(locate, bar=bar)

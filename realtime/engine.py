@@ -57,8 +57,9 @@ HISTORY_SECONDS = 60
 LONGEST_RAMP_BEATS = 128
 """Of a change that is announced while the music plays: every beat of it costs the engine time."""
 STOP_FADE_SECONDS = 0.1
-COMMANDS_AHEAD = 256
-"""So many commands for later frames are kept; of more, each is carried out at once."""
+COMMANDS_AHEAD, FARTHEST_SECONDS = 256, 600
+"""So many commands for later frames are kept, and so far ahead; of more, each is carried out at once, and what is
+further off is dropped."""
 GRID_FIELDS = {
     "frame": "i8",  # session frame of the downbeat of the bar that is mixed ...
     "fraction": "i8",  # ... and what is left of it, in 2**-32 frames
@@ -286,6 +287,8 @@ class Engine:
         self._anything_new, self._news_left = anything_new, True
         self._last_news, self._news_waits = -1, 0
         self._stop_at = NEVER
+        self._farthest = FARTHEST_SECONDS * spec.samplerate
+        self._led_bar = -NEVER  # first on the last anchor's grid
         self.resting = False  # whether the band does
         self._clicking = config.metronome is not None and config.metronome.on
         self.publish: Callable[[], None] = lambda: None  # called in every block that has time for it, and at the end
@@ -364,7 +367,9 @@ class Engine:
             command = self._take_command()
             if command is None:
                 return
-            if command.frame > self.mixed and len(self._script) < COMMANDS_AHEAD:
+            if command.frame > self.mixed + self._farthest:
+                self.counters["dropped_commands"] += 1
+            elif command.frame > self.mixed and len(self._script) < COMMANDS_AHEAD:
                 insort(self._script, (command.frame, command), key=_when)
                 self._next_event = min(self._next_event, command.frame)
             else:
@@ -531,6 +536,7 @@ class Engine:
 
     def _anchor(self, anchor: Anchor, now: int) -> None:
         bar, song_bar, earliest = self.transport.anchor(anchor, now)
+        self._led_bar = bar
         self._retime(now)
         place = self.transport.map.bar_frame(bar)
         self._log({"type": "anchor", "frame": place, "announced": now, "earliest": earliest, "bar": bar,
@@ -538,8 +544,13 @@ class Engine:
 
     def _rest(self, resting: bool, now: int) -> None:
         """Let the band rest, and the metronome with it, or play again."""
+        if not resting and not self.resting:
+            return  # who plays, plays on
+        here = self.transport.map.moment(now)
+        # In a bar that is bent onto another's grid nobody plays.
+        bar = max(here.bar + (here.beat > 0), self._led_bar)
         for part in self.parts:
-            part.rest(resting, now)
+            part.rest(now, NEVER if resting else bar)
         if self.mixer.has_metronome:
             self.mixer.set_metronome(self._clicking and not resting, now)
         self.resting = resting
@@ -822,7 +833,8 @@ class Publisher:
         engine, tempo_map = self._engine, self._engine.transport.map
         moment = tempo_map.moment(engine.mixed)
         self._place[:3] = (moment.frame, moment.bar, int(moment.beat))
-        line = tempo_map.song_at(engine.mixed)
+        start = tempo_map.downbeat(moment.bar)  # by up to half a frame later than the frame it is rounded to
+        line = tempo_map.song_at(max(Fraction(engine.mixed), tempo_map.at_beat(start).position(start)))
         song_bar = tempo_map.song_bar(moment.bar)
         beat = line.downbeat(song_bar)
         whole, rest = divmod(line.position(beat), 1)

@@ -37,6 +37,8 @@ LEAST_BEATS = Fraction(1, 8)
 ACTIONS_KEPT = 64
 STRAYS_TOLD = 4
 """Answers that nobody waits for are written down so often in one frame; all are counted."""
+TAILS = 64
+"""So often a tail sounds again at most: what is missing beyond that is silence."""
 QUESTIONS_KEPT = 64
 """So many questions back, an answer is late and not one that nobody asked for."""
 REST, RUNG_FINAL, RUNG_SPECULATIVE, RUNG_CONTINUATION, RUNG_LAST_BAR, RUNG_FADE = range(6)
@@ -264,7 +266,8 @@ class LiveTiming:
         to carry on is asked as soon as it can be.
         """
         if attempt == CONTINUATION:  # a little later, so that one moment does not bring all of an agent's work
-            return part.acted_at + part.voice.join_frames
+            latest = part.deadline(part.coming) - 1 if part.coming is not None else NEVER
+            return min(part.acted_at + part.voice.join_frames, latest)
         latest = part.deadline(turn) - 1  # an agent that takes no time, or a span shorter than a join, is asked too
         begin = min(part.current.start + part.stagger_frames if part.current is not None else 0, latest)
         commit = max(begin, min(latest, part.deadline(turn) - part.notice_frames()))
@@ -317,7 +320,7 @@ class Part:
     log
         Takes the ledger's lines.
     order
-        Its place in the band. Each later one is asked and decides a quarter of a join earlier than the one before,
+        Its place in the band. Each later one is asked and decides a join earlier than the one before,
         so that no block carries the work of all.
     """
 
@@ -341,7 +344,8 @@ class Part:
         self.followers: tuple[Part, ...] = ()
         self.current: Turn | None = None
         self.coming: Turn | None = None
-        self.quarantined = self.resting = False
+        self.quarantined = False
+        self._plays_from = -NEVER  # bar before which it rests
         self.rungs: dict[int, int] = {}
         self.faults = 0
         self._grid, self._first_bar, self._seed, self._chart, self._log = grid, first_bar, seed, chart, log
@@ -417,15 +421,18 @@ class Part:
         """Ask the agent for nothing any more; its stem fades out with the span that sounds or was decided."""
         self.quarantined = True
 
-    def rest(self, resting: bool, now: int) -> None:
-        """Fade out from frame ``now`` on and ask the agent for nothing; or play again from the coming span on."""
-        self.resting = resting
-        if resting:
+    def rest(self, now: int, plays_from: int) -> None:
+        """Rest in all bars before ``plays_from``; if that is never, fade out from frame ``now`` on."""
+        self._plays_from = plays_from
+        if plays_from == NEVER:
             self.voice.join(now + self.voice.join_frames, None)
             if self.current is not None:
-                self.current.used = None
+                self.current.used, self.current.rung = None, REST
             good, self._good = self._good, None  # what was played before says nothing of what fits after
             self._let_go(now, good, until=now + self.voice.join_frames)
+
+    def _rests_in(self, turn: Turn) -> bool:
+        return turn.span.bar < self._plays_from
 
     def set_grid(self, grid: Fraction) -> None:
         """Take spans of ``grid`` beats, 0 for bars, from the span after the coming one on."""
@@ -484,7 +491,8 @@ class Part:
         return self.coming
 
     def _may_ask(self) -> bool:
-        return not self.quarantined and not self.resting and self.port.armed()
+        rests = self.coming is not None and self._rests_in(self.coming)
+        return not self.quarantined and not rests and self.port.armed()
 
     def _ask(
         self, turn: Turn, attempt: int, now: int, tempo_map: TempoMap, timing: Timing, after: Origin | None = None
@@ -715,7 +723,7 @@ class Part:
         played = turn.used is not None and turn.rung in PLAYED
         self.rungs[turn.rung] = self.rungs.get(turn.rung, 0) + 1
         if timing.playhead() <= self.deadline(turn):  # else it is we who are late, and that says nothing of the agent
-            self._count_final(turn.asked.get(FINAL))
+            self._count_final(turn, turn.asked.get(FINAL))
         self._tell(turn, now, cause, timing)
         if not self.quarantined:  # one that is not there now is told when it is
             self.port.confirm(turn.span, turn.used.clip.origin if turn.used is not None else None)
@@ -728,7 +736,7 @@ class Part:
         """Return rung, what to play (None: silence) and why it is not the final answer."""
         if self.quarantined:
             return (REST if self._good is None else RUNG_FADE), None, "quarantined"
-        if self.resting:
+        if self._rests_in(turn):
             return REST, None, "resting"
         final, speculative = turn.asked.get(FINAL), turn.asked.get(SPECULATIVE)
         cause = self._cause(turn, final)
@@ -753,9 +761,9 @@ class Part:
             return final.note or "late"
         return final.reply.fault
 
-    def _count_final(self, final: Asked | None) -> None:
+    def _count_final(self, turn: Turn, final: Asked | None) -> None:
         """Count whether the final answer was there in time; one that could not be asked for says nothing."""
-        if final is None or final.note not in ("", NO_SLOT, QUEUE_FULL) or self.quarantined or self.resting:
+        if final is None or final.note not in ("", NO_SLOT, QUEUE_FULL) or self.quarantined or self._rests_in(turn):
             return
         late = final.reply is None
         self._late_finals += late
@@ -790,8 +798,8 @@ class Part:
         if there < min(join, missing):
             self.voice.join(max(earliest, end), None)
             return
-        times = -(-missing // there)
-        tail = missing if missing <= join else max(join, -(-missing // times))
+        times = min(-(-missing // there), TAILS)
+        tail = missing if missing <= join else max(join, min(there, -(-missing // times)))
         at = following - join if missing <= join else end
         for _ in range(times):
             material = material.later(tail)
@@ -801,7 +809,7 @@ class Part:
     def _late_answer(self) -> Answer | None:
         """Return an answer to the sounding turn that came after its deadline and would climb the ladder."""
         turn = self.current
-        if turn is None or turn.rests or self.quarantined or self.resting:
+        if turn is None or turn.rests or self.quarantined or self._rests_in(turn):
             return None
         for attempt in _CLIMBS[turn.rung]:
             asked = turn.asked.get(attempt)

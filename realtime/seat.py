@@ -30,7 +30,7 @@ TEXT_BYTES = 2048
 """A sentence for the user. It goes to the bridge on a way of its own, as every queue has one reader."""
 FAULT_CHARS = 1000
 HAND_OVER_SECONDS = 0.005
-"""Added to every budget: the engine's wake interval on either side of the worker."""
+"""Added to every budget that was measured: what it takes to wake the worker and to be woken."""
 BUDGET_MARGIN = 1.5
 STATE_LOADING, STATE_MEASURED, STATE_ARMED, STATE_FAILED = range(4)
 """States of a worker: it loads; it is timed and stands by; it is on duty; it cannot be used."""

@@ -907,5 +907,37 @@ def test_an_anchor_within_the_same_grid_changes_nothing_but_the_song_bar() -> No
     ],
 )
 def test_what_is_no_grid_is_refused(keys: dict[str, Any], words: str) -> None:
+    sound: dict[str, Any] = {"frame": 0, "song_bar": 0, "tempo": Fraction(120)}
     with pytest.raises(ValueError, match=words):
-        Anchor(**({"frame": 0, "song_bar": 0, "tempo": Fraction(120)} | keys))
+        Anchor(**sound | keys)
+
+
+def led() -> tuple[Transport, int]:
+    """Return a transport on which another's grid, 0.75 s off, holds soon, and its first bar there."""
+    transport = Transport(TempoMap.steady(48_000, 120), 2000)
+    bar, _, _ = transport.anchor(Anchor(36_000, 400, Fraction(120)), 6000)
+    return transport, bar
+
+
+@pytest.mark.parametrize("loop_bars", [0, 4])
+def test_a_place_wished_by_hand_leaves_the_bend_behind(loop_bars: int) -> None:
+    transport, bar = led()
+    done = transport.locate(Locate(0, 8, loop_bars), 6010)
+    assert done.bar == bar, "what is bent is not changed"
+    assert transport.map.at_frame(60 * 48_000).tempo == 120
+
+
+def test_a_meter_and_a_tempo_by_hand_leave_the_bend_behind() -> None:
+    transport, bar = led()
+    transport.announce(TempoChange(bar, meter=Meter(3, 4)), 6010)
+    assert transport.map.at_frame(60 * 48_000).tempo == 120
+    done = transport.announce(TempoChange(0, tempo=Fraction(90)), 6020)
+    assert done.bar == bar
+    assert transport.map.at_frame(60 * 48_000).tempo == 90
+
+
+@pytest.mark.parametrize(("bpm", "off"), [(400, -1000), (20, 20_000)])
+def test_a_gentle_bend_stays_within_what_a_tempo_may_be(bpm: int, off: int) -> None:
+    transport = Transport(TempoMap.steady(48_000, bpm), 2000)
+    transport.anchor(Anchor(transport.map.bar_frame(3) + off, 5, Fraction(bpm)), 0)
+    assert all(20 <= line.tempo <= 400 for line in transport.map.unrolled(10**8))

@@ -178,3 +178,35 @@ def test_time_is_what_the_stream_tells() -> None:
     desk.pass_time(conductor, 6)
     assert abs(conductor.frame_at(desk.now_ns) - 6 * RATE) <= 1
     desk.end(conductor)
+
+
+def test_an_error_of_its_own_does_not_end_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    conductor = desk.conductor(True, Heard("daw", rolling(90)))
+    turns = iter([True, True, False])
+
+    def step(now_ns: int) -> list[Command]:
+        raise ZeroDivisionError("a mistake of ours")
+
+    assert conductor.follower is not None
+    monkeypatch.setattr(conductor.follower, "step", step)
+    monkeypatch.setattr(conductor._ended, "wait", lambda seconds: not next(turns))
+    Conductor._run(conductor)
+    assert conductor.turns == 2
+    assert "a mistake of ours" in desk.said[0]
+    monkeypatch.undo()
+    desk.end(conductor)
+
+
+def test_of_what_finds_no_room_the_last_word_of_each_kind_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    conductor = desk.conductor(True, Heard("daw", rolling(90)))
+    assert conductor.follower is not None
+    words = iter(range(1000))
+    monkeypatch.setattr(conductor.follower, "step", lambda now_ns: [Command("rest", value=float(next(words)))])
+    desk.room = False
+    desk.pass_time(conductor, 1)
+    desk.room = True
+    desk.pass_time(conductor, 0.01)
+    assert [command.value for command in desk.sent] == [100]
+    desk.end(conductor)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rigs import RATE, ClickAgent, NoiseAgent, Rig
 
 from realtime.buffers import Arena, RecordRing, checksum
-from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, round_frame
+from realtime.clock import Anchor, Locate, Meter, TempoChange, TempoMap, Transport, round_frame
 from realtime.engine import (
     COMMANDS_AHEAD,
     LOG_BYTES,
@@ -474,6 +474,89 @@ def test_the_grid_is_told_in_bars_and_beats_of_the_song() -> None:
         assert (line.tempo, line.meter, read["resting"]) == (Fraction(97), Meter(7, 8), 1)
         assert abs(line.beat_at(mixed) - grid.beat_at(mixed)) < Fraction(1, 10**6)
         assert line.bar_at(line.beat_at(mixed)) == read["song_bar"] == grid.bar_at(grid.beat_at(mixed))
+
+
+def first_sound(stem: Block, begin: int, end: int) -> int | None:
+    """Return the first frame between two that is not silent."""
+    found = np.flatnonzero(stem[begin:end].any(axis=1))
+    return begin + int(found[0]) if len(found) else None
+
+
+def rests(*script: tuple[int, Command], **keys: Any) -> Rig:
+    rig = Rig({"a": NoiseAgent()}, script=script, **keys)
+    rig.run(14 * RATE)
+    return rig
+
+
+REST, PLAY = Command("rest", value=1.0), Command("rest", value=0.0)
+INSIDE = 8 * RATE + RATE // 4
+"""In bar 4, which lasts from 8 s to 10 s."""
+
+
+def test_who_plays_by_the_beat_comes_in_on_the_bar_line_too() -> None:
+    rig = rests((5 * RATE, REST), (INSIDE, PLAY), grid_beats=Fraction(1))
+    assert first_sound(rig.stem("a"), 6 * RATE, 10 * RATE - 480) is None
+    assert first_sound(rig.stem("a"), 10 * RATE - 480, 14 * RATE) is not None
+
+
+@pytest.mark.parametrize("rested", [8 * RATE - 2000, 8 * RATE + 1000])
+def test_a_late_answer_for_a_bar_that_rests_is_not_joined_in_it(rested: int) -> None:
+    rig = rests(
+        (rested, REST),
+        (INSIDE, PLAY),
+        delay=lambda asked: 30_000 if asked.attempt == 1 and asked.span.bar == 4 else 0,
+    )
+    assert first_sound(rig.stem("a"), max(rested, 8 * RATE) + 480, 10 * RATE - 480) is None
+    assert rig.lines("join") == []
+
+
+@pytest.mark.parametrize("off", [200, 3000, 30_000, 50_000, 90_000])
+@pytest.mark.parametrize("played", [7 * RATE + RATE // 2 + 13, 8 * RATE - 2000, 8 * RATE - 700, 8 * RATE])
+def test_in_a_bar_that_is_bent_nobody_begins_to_play(off: int, played: int) -> None:
+    rig = rests((3 * RATE, REST), (played, Command("anchor", anchor=Anchor(off, 40, Fraction(120)))), (played, PLAY))
+    [line] = rig.lines("anchor")
+    first = first_sound(rig.stem("a"), 4 * RATE, 14 * RATE)
+    assert first is not None
+    assert first >= line["frame"] - 480
+
+
+def test_to_play_says_nothing_to_those_who_play_and_the_ledger_says_who_rests() -> None:
+    assert {line["rung"] for line in rests((INSIDE, PLAY), grid_beats=Fraction(1)).lines("span")} == {1}
+    row = dict(zip(LEDGER, rests((13 * RATE, REST)).engine.parts[0].ledger(), strict=True))
+    assert row["sounding"] == 0
+
+
+def test_bars_longer_than_the_sessions_own_are_played_if_there_is_room() -> None:
+    """12/8 at 40 is a bar of 9 s."""
+    with Played(agents=1, seconds=12.0) as played:
+        played.run(5 * BAR)
+        anchor = Anchor(played.engine.mixed, 0, Fraction(40), Meter(12, 8))
+        assert played.arena.records("commands").post(to_bytes(Command("anchor", anchor=anchor)))
+        played.run(40 * 8000, block=256)
+        assert [line["rung"] for line in played.spans("a0")[-3:]] == [1, 1, 1]
+
+
+def test_commands_for_a_frame_nobody_reaches_are_dropped_and_take_nobodys_place() -> None:
+    never = Command("mute", "a", value=0.0, frame=1 << 60)
+    mute = Command("mute", "a", value=1.0, frame=3 * RATE)
+    rig = Rig({"a": NoiseAgent()}, commands=[(0, never)] * COMMANDS_AHEAD + [(RATE, mute)])
+    rig.run(4 * RATE)
+    assert [line["frame"] for line in rig.lines("command")] == [3 * RATE]
+    assert rig.engine.counters["dropped_commands"] == COMMANDS_AHEAD
+
+
+@pytest.mark.parametrize("bpm", [97, 101, 113])
+def test_the_grid_told_on_a_downbeat_that_is_rounded_is_the_new_ones(bpm: int) -> None:
+    transport = Transport(TempoMap.steady(RATE, 120), 2000)
+    for bar in range(1, 30):
+        transport.anchor(Anchor(50_000 - 700_001 * bar, 400, Fraction(bpm), Meter(7, 8)), 0)
+        frame = transport.map.bar_frame(transport.map.led_bar)
+        with Played(agents=1) as played:
+            played.engine.transport, played.engine.mixed = transport, frame
+            played.engine.publish.__self__._tell_place()  # type: ignore[attr-defined]
+            told = played.arena.status("engine.grid").read()
+        line = told_grid(told, RATE)
+        assert abs(line.position(line.downbeat(told["song_bar"])) - frame) < 1
 
 
 def test_a_locate_announced_too_late_counts_from_the_next_bar_and_is_counted() -> None:
