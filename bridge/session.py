@@ -335,6 +335,8 @@ class PatternTable(_Table):
     argument: int = key(0, "which argument, from 0 to 63", "the first is 0", ge=0, le=63)
     counts_from: int = key(1, "what the first bar or beat is called, 0 or 1", ge=0, le=1)
     scale: int = key(1, "units of the number in one that is meant, 1 to 1000000", ge=1, le=10**6)
+    ticks: int = key(0, "of a place in text, ticks to a beat, 0 (none) to 100000", ge=0, le=100_000)
+    quarters: bool = key(False, "true or false")
 
 
 class FollowTable(_Table):
@@ -733,8 +735,13 @@ def profile_of(clock: FollowTable) -> Dialect:
     for pattern in clock.patterns:
         if pattern.says not in known:
             raise ValueError(f'{pattern.address} says "{pattern.says}"; it takes one of {_said_list(known)}')
-    patterns = [Pattern(each.address, Says(each.says), each.argument, each.counts_from, scale=each.scale)
-                for each in clock.patterns]  # fmt: skip
+    patterns = [
+        Pattern(
+            each.address, Says(each.says), each.argument, each.counts_from, ((each.ticks, 0),) if each.ticks else (),
+            quarters=each.quarters, scale=each.scale,
+        )
+        for each in clock.patterns
+    ]  # fmt: skip
     return dialect(clock.profile, patterns)
 
 

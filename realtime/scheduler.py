@@ -338,6 +338,7 @@ class Part:
         order: int = 0,
     ) -> None:
         self.name, self.port, self.voice = name, port, voice
+        self._faulty_sound = False  # whether the last answer that was looked at was faulty
         self.acted_at = 0  # frame at which it last asked, took or decided anything
         self.stagger_frames = stagger_frames(order, voice.join_frames)
         self.follows: tuple[Part, ...] = ()
@@ -626,14 +627,16 @@ class Part:
 
     def _count(self, reply: Reply) -> None:
         """Count an answer for or against the agent. That it can answer is shown by one that was looked at whole, and
-        not by carrying on.
+        not by carrying on; one that was not makes good only what was no answer at all.
         """
         if reply.fault:
             self._faulty_in_a_row += reply.fault != SUPERSEDED
             self.faults += reply.fault != SUPERSEDED
-        elif reply.attempt != CONTINUATION:
+            self._faulty_sound = self._faulty_sound or reply.fault != SUPERSEDED
+        elif reply.attempt != CONTINUATION and (reply.look is None or not self._faulty_sound):
             self._faulty_in_a_row = 0
             self._good_answers += reply.look is None
+            self._faulty_sound = False
 
     def _vetted(self, reply: Reply, request: SpanRequest, stands_by: bool) -> Reply:
         """Return the reply, or a fault in its place if its sound is not what was asked for. Of one that ``stands_by``
@@ -699,6 +702,7 @@ class Part:
         """Take up a new generation of the agent's process: what was asked of the one before is asked again."""
         self._generation = self.port.renew()
         self._good_answers = self._faulty_in_a_row = self._late_in_a_row = 0
+        self._faulty_sound = False
         lost = 0
         for turn in (self.current, self.coming, self._beyond):
             waiting = [asked for asked in turn.asked.values() if asked.reply is None] if turn is not None else []

@@ -813,6 +813,17 @@ def test_what_stands_by_is_looked_at_when_it_is_to_sound_and_then_its_fault_is_t
     )
 
 
+def test_an_agent_whose_sound_is_always_faulty_is_seen_although_nobody_looks_at_what_stands_by() -> None:
+    def spoil(reply: Reply) -> Reply:
+        return replace(reply, look=lambda: "the clip's checksum is wrong")
+
+    wrong: dict[tuple[int, int], Any] = {(bar, attempt): spoil for bar in range(2, 9) for attempt in range(3)}
+    port = Player(wrong)
+    stage = playing(port, 5)
+    assert told_rungs(stage)[2:5] == [4, 4, 4]
+    assert stage.engine.parts[0].ledger()[LEDGER.index("faulty_in_a_row")] >= 3
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
