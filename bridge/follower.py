@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from bridge.heard import Bar, Heard, Log
-from bridge.sync import Observation, SessionClock, Source
+from bridge.sync import Observation, SessionClock
 from realtime.clock import (
     FASTEST_BPM,
     MAX_BARS,
@@ -381,46 +381,3 @@ class Follower:
         except ValueError as error:  # a place beyond what the engine counts: the band stays where it is
             self._log("anchor", f"a place that cannot be played is not gone to: {error}")
             return None
-
-
-class Following:
-    """Sources, clock and follower as one turn of the bridge's loop. One thread.
-
-    Parameters
-    ----------
-    sources
-        In the session's order.
-    follower, clock
-        What hears them, and what is fed with the stream's status.
-    send
-        Hands a command to the engine; returns whether it was taken.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        follower: Follower,
-        clock: SessionClock,
-        send: Callable[[Command], bool],
-    ) -> None:
-        self.follower = follower
-        self._sources, self._clock, self._send = list(sources), clock, send
-        self._waiting: list[Command] = []
-
-    def turn(self, now_ns: int, status: Mapping[str, int]) -> None:
-        """Do what is due: hear everybody, and tell the engine. Call it every 10 to 20 ms.
-
-        Parameters
-        ----------
-        now_ns
-            Host time.
-        status
-            The stream's: ``frame`` leaves for the loudspeaker at ``time_ns``.
-        """
-        self._clock.observe(status["time_ns"], status["frame"])
-        for source in self._sources:
-            for observation in source.poll(now_ns):
-                self.follower.take(observation)
-        self._waiting += self.follower.step(now_ns)
-        while self._waiting and self._send(self._waiting[0]):
-            self._waiting.pop(0)
