@@ -104,7 +104,7 @@ class Heard:
 
     def __init__(self, name: str, rank: int, samplerate: int, song: TempoMap, log: Log) -> None:
         self.name, self.rank = name, rank
-        self.finder = LineFinder(samplerate)
+        self.finder = LineFinder(samplerate, song.timelines[0].tempo)
         self.bars = Bars(song)
         self.lost = False
         self.started = self.stopped = 0  # counts of the follower's, to tell which was first
@@ -112,7 +112,7 @@ class Heard:
         self._log, self._samplerate = log, samplerate
         self._said: bool | None = None
         self._moves = False  # although it says that it has stopped
-        self._last_ns = self._place_ns = self._interval_ns = self._sender_ns = self._stopped_ns = 0
+        self._last_ns = self._place_ns = self._interval_ns = self._sender_ns = self._said_ns = 0
         self._sender = ""
         self._same: tuple[Fraction, int, int] | None = None  # a beat that was said again and again: since, how often
         self._bar: tuple[int, int] | None = None  # the last bar that was named, and when
@@ -188,7 +188,7 @@ class Heard:
             self.finder.restart()
         self.lost = self.lost and playing
         self._said, self._moves, self._same = playing, False, None
-        self._stopped_ns = 0 if playing else time_ns
+        self._said_ns = time_ns
 
     def _hear_tempo(self, tempo: Fraction | None) -> None:
         before = self.finder.contradicted
@@ -301,7 +301,7 @@ class Heard:
             return
         limit = SILENT_EXACT_NS if self.finder.exact else SILENT_NS
         limit = min(max(limit, 4 * self._interval_ns), SILENT_MOST_NS)
-        if now_ns - self._place_ns > limit:
+        if now_ns - max(self._place_ns, self._said_ns) > limit:
             self.lost, self.steady_since = True, None
             self._log(f"{self.name}: lost", f"{self.name}: nothing is heard of it; the band goes on in its tempo")
 

@@ -378,8 +378,9 @@ class FrameMap:
        frame j. So ``session - JACK`` lies between ``P - period - j`` and ``P - j``, or a little lower, since a client
        is called some time into the cycle. That interval is a period wide and its place chances with every look; what
        nine in ten of the last looks agree on, and its neighbours do not, is it.
-    3. *It has changed* when eight of the last ten looks contradict it; then the rest is looked at anew. The time
-       of a cycle is taken as the least late of six, so a machine that stumbles is no contradiction.
+    3. *It has changed* when the last sixteen looks agree in the same way on another, or eight of the last ten
+       contradict it; then the rest is looked at anew. The time of a cycle is taken as the least late of six, so a
+       machine that stumbles is no contradiction.
 
     With a jitter of the wake-ups of up to a quarter of a period it locks within some twenty looks. It never locks
     where the device runs at another rate, or in blocks of which a period is not a whole number, and then nothing here
@@ -459,12 +460,13 @@ class FrameMap:
         self._looks.append((first - now, remainder))
         if self.offset is not None:
             self._against.append(not self._agrees(self.offset, (first - now, remainder)))
-            if sum(self._against) < _CONTRADICTIONS:
+            fresh = self._vote(_LEAST_LOOKS)
+            if sum(self._against) < _CONTRADICTIONS and fresh in (None, self.offset):
                 return
-            while len(self._looks) > _CONTRADICTIONS:
+            while len(self._looks) > (_CONTRADICTIONS if fresh in (None, self.offset) else _LEAST_LOOKS):
                 self._looks.popleft()
             self.offset = None
-        self.offset = self._vote()
+        self.offset = self._vote(_LOOKS)
         if self.offset is not None:
             self._against.clear()
             self.changes += self._last not in (None, self.offset)
@@ -474,9 +476,9 @@ class FrameMap:
         behind = offset - look[0]  # 0 to a period, and what the device's callback is late by in its cycle
         return (offset - look[1]) % self._period == 0 and -self._period // 4 <= behind <= 3 * self._period // 2
 
-    def _vote(self) -> int | None:
-        """Return the offset that the looks agree on, ``None`` if they do not."""
-        looks, period = self._looks, self._period
+    def _vote(self, last: int) -> int | None:
+        """Return the offset that the last looks agree on, ``None`` if they do not."""
+        looks, period = list(self._looks)[-last:], self._period
         if len(looks) < _LEAST_LOOKS:
             return None
         remainder = Counter(look[1] for look in looks).most_common(1)[0][0]
@@ -821,6 +823,7 @@ class JackMidiClock:
         """Return what came since the last call."""
         clock, said = self._clock, []
         clock.poll(now_ns)
+        self.reader.period = clock.cycle["period"]
         while clock.messages:
             frame, time_ns, message = clock.messages.popleft()
             said += self.reader.feed(message, Tick(time_ns, frame, clock.map.session(frame)))

@@ -45,6 +45,7 @@ _RESTLESS = 8
 _EVEN = 48  # intervals in a row that differ by a unit at most: the ticks are exact after all
 _REGULAR = 6  # intervals in a row that agree: what they are is the tempo, whatever it was
 _PROOFS = 2
+_MISSED_PERIODS = 8  # a peer that stood still for longer has been gone
 _SILENT_SECONDS = Fraction(1, 2)  # beyond the longest interval there is, at 10 bpm
 
 
@@ -284,6 +285,10 @@ class _Line:
             return (frame - origin) * tempo / (60 * self._rate)
         return self._beat + (frame - self.frame) * tempo / (60 * self._rate)
 
+    def stand_still(self, frames: int) -> None:
+        """Have all beats come so much later."""
+        self.frame += frames
+
     def turned(self, frame: int) -> _Line:
         """Return the line that goes on from ``frame`` at a tempo yet to be told."""
         if self._tempo is None:
@@ -293,8 +298,22 @@ class _Line:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """A tick that came late by whole periods: ``steps`` ticks after the last one, and ``missed`` frames later."""
+
+    when: Tick
+    at: int
+    steps: int
+    missed: int
+
+
 class ClockReader:
     """What one MIDI port says, as observations. Any bytes are allowed; nothing raises. One thread.
+
+    A peer on an audio server that is late misses periods of it (an xrun): the server's frames go on, the peer's song
+    does not. Its ticks then come later by whole periods, at the pace they had; that is no lost tick and no other
+    tempo, but the same song later.
 
     Ticks are counted for themselves; the song's position rests on that count. So a tick that was lost (the next comes
     after two intervals) is counted, one that comes twice is not, and neither moves the bar line. Where intervals
@@ -325,12 +344,17 @@ class ClockReader:
         Times that it continued without saying where.
     missed
         Starts and stops that must have been lost, as the peer ticks only while it rolls.
+    stalls
+        Times that the peer missed periods of the audio server: its ticks came later by whole ones from then on.
     confused
         Whether there seems to be more than one master.
+    period
+        Frames in a period of the audio server that ``Tick.count`` counts for, 0 for none. To be set when it is known.
     """
 
     def __init__(self, source: str, rate: int, dialect: Dialect | str = Dialect.AUTO) -> None:
-        self.lost = self.doubled = self.odd = self.unsaid = self.missed = 0
+        self.lost = self.doubled = self.odd = self.unsaid = self.missed = self.stalls = 0
+        self.period = 0
         self.confused = False
         self.dialect = Dialect(dialect)
         self._source, self._rate = source, rate
@@ -353,6 +377,7 @@ class ClockReader:
         self._begins = False  # the next tick is the first after start or continue
         self._located = False
         self._said: int | None = None  # the song position as it was sent last, until it continues
+        self._late: _Late | None = None  # a tick that waits for the next to say what it means that it was late
 
     @property
     def playing(self) -> bool | None:
@@ -394,6 +419,7 @@ class ClockReader:
         if self.dialect is Dialect.ARDOUR and self._playing and self._at is not None and not self._begins:
             since = Fraction(self._unit(when) - self._at, self._ticks.rate)
             if since > _SILENT_SECONDS:
+                self._settle(said)
                 self.missed += 1
                 self._stop(when, said)
         return said
@@ -401,7 +427,9 @@ class ClockReader:
     def _realtime(self, byte: int, when: Tick, said: list[Observation]) -> None:
         if byte == CLOCK:
             self._tick(when, said)
-        elif byte == START:
+            return
+        self._settle(said)
+        if byte == START:
             self._song, self._said, self._located = 0, None, True
             self._roll()
         elif byte == CONTINUE:
@@ -431,6 +459,7 @@ class ClockReader:
 
     def _position(self, value: int, when: Tick, said: list[Observation]) -> None:
         """Take a song position: it holds from the next continue, or from the next tick if it rolls."""
+        self._settle(said)
         self._find_out(value)
         self._song = value if self.dialect is Dialect.ARDOUR else SIXTEENTH * value
         self._said, self._located = value, True
@@ -456,7 +485,54 @@ class ClockReader:
     # Ticks
 
     def _tick(self, when: Tick, said: list[Observation]) -> None:
-        at = self._unit(when)
+        """Take in a tick; one that is late by whole periods waits until the next one has come.
+
+        If that comes in the old tempo, the peer was not run in those periods, and its song stood still meanwhile.
+        """
+        late, at = self._late, self._unit(when)
+        if late is None and not self._begins and (stall := self._stall(at)) is not None:
+            self._late = _Late(when, at, *stall)
+            return
+        self._late = None
+        if late is not None and self._ticks.fits(1, at - late.at):
+            self._fall_behind(late)
+        elif late is not None:
+            self._count_in(late.when, late.at, said)
+        self._count_in(when, at, said)
+
+    def _settle(self, said: list[Observation]) -> None:
+        """Take a tick that waits for what it seems to be: no other tick follows it."""
+        late, self._late = self._late, None
+        if late is not None:
+            self._count_in(late.when, late.at, said)
+
+    def _stall(self, at: int) -> tuple[int, int] | None:
+        """Return how many ticks and how many periods, in frames, an interval stands for that ticks alone are not."""
+        interval, period = self._ticks.interval, self.period
+        if not period or self._at is None or interval is None or not self.exact:
+            return None
+        since = at - self._at
+        if since <= interval + 2 or self._ticks.fits(round(since / interval), since):
+            return None
+        for missed in range(period, _MISSED_PERIODS * period + 1, period):
+            steps = round((since - missed) / interval)
+            if 1 <= steps <= _GONE_TICKS and self._ticks.fits(steps, since - missed):
+                return steps, missed
+        return None
+
+    def _fall_behind(self, late: _Late) -> None:
+        """Have the song go on from where it was, so many periods later."""
+        self.stalls += 1
+        self.lost += late.steps - 1
+        self._clock += late.steps
+        self._at = self._heard = late.at
+        self._ticks.again(self._clock, late.at)
+        if self._line is not None:
+            self._line.stand_still(late.missed)
+        if self._song is not None:
+            self._song += late.steps
+
+    def _count_in(self, when: Tick, at: int, said: list[Observation]) -> None:
         self._compare(at)
         if self.confused or not self._count(at):
             return

@@ -77,7 +77,7 @@ def message(address: str, *arguments: Output | bytes) -> bytes:
     """Return one message as a packet.
 
     An int becomes ``i`` (``h`` beyond 32 bits), a float ``f`` (``d`` where that cannot hold it), text ``s`` in UTF-8,
-    bytes ``b``, and T, F and N what they say.
+    bytes ``b``, and N what it says. Truth is sent as 1 or 0, as Pure Data leaves out T and F, and what follows shifts.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def message(address: str, *arguments: Output | bytes) -> bytes:
         elif isinstance(argument, int) and not -(2**63) <= argument < 2**63:
             raise ValueError(f"{address}: {argument} does not fit into 64 bits")
         else:
-            builder.add_arg(argument)
+            builder.add_arg(int(argument) if isinstance(argument, bool) else argument)
     packet: bytes = builder.build().dgram
     return packet
 

@@ -84,6 +84,8 @@ class Pattern:
         is the bar before the first.
     parts
         Of a place: how many of each further part make one of the part before it, and what the first is called.
+    ticks
+        Of a place: its last part are ticks of which so many make a quarter note, whatever its beats are; 0 for none.
     quarters
         Whether the beats of a place are quarter notes whatever the meter; else they are what the meter counts.
     scale
@@ -97,6 +99,7 @@ class Pattern:
     argument: int = 0
     counts_from: int = 1
     parts: tuple[tuple[int, int], ...] = ()
+    ticks: int = 0
     quarters: bool = False
     scale: int = 1
     rough: bool = False
@@ -173,7 +176,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 "ardour",
                 "Ardour 7 and 8",
                 (
-                    Pattern("/position/bbt", Says.PLACE, parts=((1920, 0),)),
+                    Pattern("/position/bbt", Says.PLACE, ticks=1920),
                     Pattern("/transport_play", Says.PLAYING),
                     Pattern("/transport_stop", Says.STOPPED),
                     Pattern("/heartbeat", Says.ALIVE),
@@ -331,6 +334,7 @@ class _Words:
     beat: Fraction | None = None
     bar: int | None = None
     counted: Fraction | None = None  # into the bar, in the notes that are counted
+    beyond: Fraction = Fraction(0)  # and in quarter notes
     quarters: bool = False
     tempo: Fraction | None = None
     playing: bool | None = None
@@ -489,10 +493,9 @@ class ProfileSource:
     def _bar_beat(self, heard: _Words, meter: Meter | None) -> Fraction | None:
         if heard.bar is None:
             return None
-        if heard.counted is None or heard.quarters:
-            return heard.counted or Fraction(0)
-        unit = (meter or self._song.at_bar(heard.bar).meter).unit
-        return heard.counted * 4 / unit
+        counted = heard.counted or Fraction(0)
+        unit = 4 if heard.quarters else (meter or self._song.at_bar(heard.bar).meter).unit
+        return counted * 4 / unit + heard.beyond
 
     def _meter(self) -> Meter | None:
         if self._count is None or self._unit is None:
@@ -564,6 +567,8 @@ class ProfileSource:
             return self._refuse(pattern, value, "its beat, or a part of one, is beyond what there can be")
         heard.bar = self._bar(pattern, int(place[1]))
         heard.counted, heard.quarters = counted, pattern.quarters
+        if pattern.ticks:
+            heard.beyond = Fraction(_parts(place)[-1], pattern.ticks)
         self._fine_ns = time_ns
         return heard.bar is not None
 
@@ -587,14 +592,20 @@ def _counted(pattern: Pattern, place: re.Match[str]) -> Fraction | None:
     beat = int(place[2]) - pattern.counts_from
     if beat < 0:
         return None
+    given = _parts(place)
+    if pattern.ticks:
+        return Fraction(beat) if given and given[-1] < pattern.ticks * 4 else None
     counted, size = Fraction(beat), 1
-    for text, (parts, first) in zip(re.findall(r"\d+", place[3]), pattern.parts, strict=False):
-        part = int(text) - first
-        if not 0 <= part < parts:
+    for number, (parts, first) in zip(given, pattern.parts, strict=False):
+        if not 0 <= number - first < parts:
             return None
         size *= parts
-        counted += Fraction(part, size)
+        counted += Fraction(number - first, size)
     return counted
+
+
+def _parts(place: re.Match[str]) -> list[int]:
+    return [int(text) for text in re.findall(r"\d+", place[3])]
 
 
 def _number(value: Value) -> Fraction | None:

@@ -28,20 +28,30 @@ EXACT_LOCK, EXACT_STRAYS = 4, 4
 """Exact observations that make a line, and those beside it that make another: 80 ms of MIDI clock at 120 bpm."""
 LOCK_SECONDS, TOLD_LOCK_SECONDS = 0.6, 0.15
 """How long stamped observations must agree before they make a line: with the tempo to be found, and with it told."""
+LOCK_UNSURE, LOCK_MOST_SECONDS = 0.007, 1.2
+"""And until the tempo is known to this part of it, but not longer than this."""
 STAMPED_LOCK, TOLD_LOCK, STAMPED_STRAYS = 5, 2, 3
 """How many of them it takes at least: for both, and for a jump to be believed."""
 SLOW_SECONDS = 0.25
 """A source that speaks less often than this needs one observation fewer to be believed about a jump."""
-SPREAD_SECONDS = 0.003
-"""What stamped observations are taken to scatter by until there are enough to tell."""
+SPREAD_SECONDS, LEAST_SPREAD_SECONDS = 0.003, 0.0002
+"""What stamped observations are taken to scatter by until there are enough to tell, and at least."""
 NEAR_SECONDS, FAR_SECONDS = 0.010, 0.060
 """So far from the line they may lie whatever they scatter by; and further off than that it is a jump in any case."""
 PHASE_SECONDS = 12.0
 """Those of so long a time tell where the early edge is."""
 KEPT_SECONDS, KEPT_FRAMES = 0.040, 500
 """Stamped observations are kept at this distance in seconds, exact ones in frames; all are looked at."""
-KEPT_STAMPED, KEPT_EXACT, KEPT_STRAYS = 300, 512, 12
-"""How many are kept."""
+KEPT_STAMPED, KEPT_EXACT, KEPT_STRAYS, LOST_STRAYS = 300, 512, 12, 40
+"""How many are kept; and how many beside the line, exact ones and stamped ones, are too many for it to be held."""
+LAID_SECONDS = 0.25
+"""How often a line is laid anew through many."""
+JAM_SECONDS = 1.0
+"""What is only a little late may be held up: it must stay so for as long to be believed."""
+TOLD_OFF = 0.0005
+"""A tempo that is told may be off by this part: another crystal, a number that was cut short."""
+SURE = 3.0
+"""So many standard errors from what was measured, a tempo is another one."""
 SETTLED = 8
 """So many tell how far they scatter, and whether the tempo has changed."""
 LONG, BOUNDING, BOUNDING_ROOM = 128, 96, 0.01
@@ -111,6 +121,8 @@ class LineFinder:
     ----------
     samplerate
         Frames per second of the session.
+    guess
+        Tempo to expect: what was played last, or is planned.
 
     Attributes
     ----------
@@ -135,7 +147,7 @@ class LineFinder:
         Frame of the first observation on the line, of those that made it.
     """
 
-    def __init__(self, samplerate: int) -> None:
+    def __init__(self, samplerate: int, guess: Fraction | None = None) -> None:
         self.samplerate = samplerate
         self.line: Timeline | None = None
         self.before: Timeline | None = None
@@ -146,10 +158,11 @@ class LineFinder:
         self._rough = False  # exact observations that do not lie on a line to the frame are taken as stamped ones
         self._band = 1.0  # how far apart exact observations may lie: their rounding, and the grain of their beats
         self._points: deque[Point] = deque(maxlen=KEPT_EXACT)
-        self._strays: deque[Point] = deque(maxlen=KEPT_STRAYS)
+        self._strays: deque[Point] = deque()
         self._fold: tuple[int, Fraction] | None = None
+        self._held = guess
         self._disbelieved: Fraction | None = None
-        self._last = 0
+        self._last = self._laid = 0
         self._slow = False
         self._extent: _Extent | None = None
         self._rounding: int | None = None  # which of the ways to round it is, once that is known
@@ -275,7 +288,22 @@ class LineFinder:
         if not self._collinear(points, found, self._far_frames):
             self._points.popleft()
             return None
+        if span < LOCK_MOST_SECONDS and self._unsure(points) > LOCK_UNSURE and not self._slow:
+            return None
+        if self._held is not None and self._agrees(self._held, float(found.tempo), points):
+            return _early(points, replace(found, tempo=self._held))
         return found
+
+    def _agrees(self, tempo: Fraction, measured: float, points: list[Point]) -> bool:
+        """Whether a measured tempo may be this one, for how the observations scatter."""
+        return abs(float(tempo) / measured - 1) <= SURE * self._unsure(points)
+
+    def _unsure(self, points: list[Point]) -> float:
+        """Return how far a tempo measured from observations may be off, as a part of it: one standard error."""
+        slope, _, spread = _fitted(points)
+        beats = np.array([point.near for point in points])
+        scatter = math.sqrt(float(np.sum((beats - beats.mean()) ** 2)))
+        return max(spread, self.spread_frames) / (scatter * slope) if scatter * slope > 0 else 1.0
 
     def _through(self, points: list[Point]) -> Timeline | None:
         """Return the line through observations, ``None`` where it would be no tempo."""
@@ -314,7 +342,7 @@ class LineFinder:
         if len(strays) < enough:
             return Found.STRAY
         found = self._exact_move(strays[-enough:]) if self.exact else self._stamped_move(strays, enough)
-        if found is Found.STRAY and len(strays) >= KEPT_STRAYS:
+        if found is Found.STRAY and len(strays) >= (KEPT_STRAYS if self.exact else LOST_STRAYS):
             self._restart(self._rough or self.exact)
             self._points = deque(strays[-KEPT_STRAYS // 2 :], maxlen=KEPT_STAMPED)
             return Found.LOST
@@ -355,6 +383,11 @@ class LineFinder:
             if span < TOLD_LOCK_SECONDS / 2:
                 return Found.STRAY
             if self._collinear(strays, old, max(width, PARALLEL * span * rate)):
+                mean = sum(_lates(strays, old)) / len(strays)
+                if abs(mean) > self._far_frames:
+                    return self._jump(_early(strays, old), strays)
+                if mean > 0 and span < JAM_SECONDS and not self._slow:
+                    return Found.STRAY
                 return self._shift(strays)
             line = self._through(strays)
             if line is not None and len(strays) >= STAMPED_LOCK and self._collinear(strays, line, width):
@@ -363,15 +396,15 @@ class LineFinder:
         return Found.STRAY
 
     def _shift(self, strays: list[Point]) -> Found:
-        """Take over a line parallel to the old one: by a jump if it is far off, else by letting go of what was."""
+        """Take over a line near the old one, in its tempo unless what lies on it moves in another."""
         assert self.line is not None
-        old = self.line
-        mean = sum(_lates(strays, old)) / len(strays)
-        if abs(mean) > self._far_frames:
-            return self._jump(_early(strays, old), strays)
-        self._points = deque([*list(self._points)[-STAMPED_STRAYS:], *strays], maxlen=KEPT_STAMPED)
+        found = self._through(strays)
+        line = self.line
+        if found is not None and not self._agrees(line.tempo, float(found.tempo), strays):
+            line = replace(line, tempo=self._roundest(float(found.tempo), self._unsure(strays)))
+        self.line = _early(strays, line)
+        self._points = deque(strays, maxlen=KEPT_STAMPED)
         self._strays.clear()
-        self._lay(settle=True)
         return Found.FITS
 
     def _jump(self, line: Timeline, points: list[Point]) -> Found:
@@ -398,7 +431,8 @@ class LineFinder:
     def _refine(self, point: Point) -> None:
         if self.exact:
             self._refine_exact(point)
-        else:
+        elif len(self._points) < 2 * SETTLED or abs(point.frame - self._laid) >= LAID_SECONDS * self.samplerate:
+            self._laid = point.frame
             self._lay()
 
     def _refine_exact(self, point: Point) -> None:
@@ -520,19 +554,18 @@ class LineFinder:
         frame = (place + beat * 60 * self.samplerate / tempo).limit_denominator(POSITION_DENOMINATOR)
         return Timeline(self.samplerate, tempo, frame=frame, beat=beat)
 
-    def _lay(self, settle: bool = False) -> None:
+    def _lay(self) -> None:
         """Lay the line of stamped observations: their tempo, and the early edge of when they came."""
         assert self.line is not None
         points = list(self._points)
-        if len(points) < SETTLED and not settle:
+        if len(points) < SETTLED:
             self._settle_few(points)
             return
         points = self._since_change(points)
         slope, _, spread = _fitted(points)
         if slope <= 0:
             return
-        if len(points) >= SETTLED:
-            self.spread_frames = max(spread, 0.0002 * self.samplerate)
+        self.spread_frames = max(spread, LEAST_SPREAD_SECONDS * self.samplerate)
         tempo = self._believed(points, slope)
         recent = [p for p in points if points[-1][0] - p[0] <= PHASE_SECONDS * self.samplerate]
         here = recent[-1]
@@ -556,33 +589,41 @@ class LineFinder:
         while len(points) >= 2 * SETTLED:
             recent = points[-SETTLED:]
             slope, at, _ = _fitted(points[:-SETTLED])
-            spread = max(_fitted(points[-2 * SETTLED :])[2], 0.0002 * self.samplerate)
+            spread = max(_fitted(points[-2 * SETTLED :])[2], LEAST_SPREAD_SECONDS * self.samplerate)
             first = points[0]
             ahead = [point.frame - first.frame - at - (point.near - first.near) * slope for point in recent]
             reach = (recent[-1].near - first.near) / max(points[-SETTLED - 1].near - first.near, 1e-9)
             if abs(sum(ahead) / SETTLED) <= 4 * spread / math.sqrt(SETTLED) * reach + 0.0005 * self.samplerate:
                 break
-            points = points[max(SETTLED // 2, len(points) // 2) :] if len(points) > 3 * SETTLED else recent
+            points = recent
         if len(points) < len(self._points):
             self._points = deque(points, maxlen=KEPT_STAMPED)
         return points
 
     def _believed(self, points: list[Point], slope: float) -> Fraction:
-        """Return the tempo to go by: the claimed one if the position moves so, else the roundest that may be."""
+        """Return the tempo to go by: the claimed one if the position moves so, else the one that held unless it is
+        refuted, else the roundest that may be.
+        """
         assert self.line is not None
-        measured = 60 * self.samplerate / slope
-        beats = np.array([point.near for point in points])
-        scatter = math.sqrt(float(np.sum((beats - beats.mean()) ** 2)))
-        unsure = self.spread_frames / (scatter * slope) if scatter > 0 else 1.0
+        measured, unsure, many = 60 * self.samplerate / slope, self._unsure(points), len(points) >= 2 * SETTLED
         if self.told is not None and self.told != self._disbelieved:
-            if abs(float(self.told) / measured - 1) <= 4 * unsure + 0.0005:
+            off = abs(float(self.told) / measured - 1)
+            if off <= SURE * unsure + TOLD_OFF:
+                self._held = self.told
                 return self.told
-            if len(points) >= 2 * SETTLED and abs(float(self.told) / measured - 1) > 6 * unsure + 0.002:
+            if many and off > 2 * SURE * unsure + 4 * TOLD_OFF:
                 self._disbelieved = self.told
                 self.contradicted += 1
-        held = self.line.tempo
-        if held.denominator <= 1000 and abs(float(held) / measured - 1) <= 3 * unsure:
+        held = self._held
+        if held is not None and (self._agrees(held, measured, points) or (not many and held == self.line.tempo)):
             return held
+        tempo = self._roundest(measured, unsure)
+        if many:
+            self._held = tempo
+        return tempo
+
+    def _roundest(self, measured: float, unsure: float) -> Fraction:
+        """Return the roundest tempo within two standard errors of a measured one, else that."""
         for step in TEMPO_STEPS:
             tempo = round(Fraction(measured) / step) * step
             if abs(float(tempo) / measured - 1) <= 2 * unsure and SLOWEST_BPM <= tempo <= FASTEST_BPM:

@@ -106,6 +106,12 @@ def _may_unshare() -> bool:
     return tools and subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode == 0
 
 
+def _may_be_realtime() -> bool:
+    """Whether a process may have realtime priority here."""
+    allowed = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(70))"
+    return subprocess.run([sys.executable, "-S", "-c", allowed], capture_output=True, check=False).returncode == 0
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +335,8 @@ class Jack:
         return {"JACK_DEFAULT_SERVER": self.name, "JACK_NO_START_SERVER": "1", "JACK_NO_AUDIO_RESERVATION": "1"}
 
     def __enter__(self) -> Jack:
-        command = ["jackd", "-n", self.name, "-r", "-d", "dummy", "-r", str(self.rate), "-p", str(self.period)]
+        realtime = ["-R", "-P", "70"] if _may_be_realtime() else ["-r"]
+        command = ["jackd", "-n", self.name, *realtime, "-d", "dummy", "-r", str(self.rate), "-p", str(self.period)]
         with self._stack:
             self.process = self._stack.enter_context(running(command, self._folder / "jackd.log", self.env))
             door = Path(f"/dev/shm/jack_{self.name}_{os.getuid()}_0")
@@ -340,6 +347,17 @@ class Jack:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        if self.process.returncode:
+            self._sign_off()
+
+    def _sign_off(self) -> None:
+        """Have a server that died hard taken off JACK's list, which has eight lines for all of a user's servers.
+
+        One of the same name takes its line over, and strikes it out when it ends kindly.
+        """
+        command = ["jackd", "-n", self.name, "-r", "-d", "dummy"]
+        with running(command, self._folder / "jackd.log", self.env):
+            time.sleep(0.5)
 
     @property
     def patchbay(self) -> Client:
@@ -397,13 +415,14 @@ class Client:
     ports
         What it has: ``{"out": "audio out", "clock": "midi in"}``.
     play
-        What it does in each period, by the name of a class of this file.
+        What it does in each period: a class of a module, made in that process with the client and its ports by name;
+        its ``process(frames)`` is called in each period, its ``result()`` is what ``do("result")`` returns.
     arguments
-        What that class is made with.
+        What else that class is made with.
     """
 
     def __init__(
-        self, jack: Jack, name: str, ports: dict[str, str] | None = None, play: str = "", **arguments: Any
+        self, jack: Jack, name: str, ports: dict[str, str] | None = None, play: type | None = None, **arguments: Any
     ) -> None:
         self.name = name
         self._what = (jack.name, name, ports or {}, play, arguments)
@@ -450,7 +469,7 @@ class Client:
 
 
 def _be_client(
-    pipe: Any, server: str, name: str, ports: dict[str, str], play: str, arguments: dict[str, Any]
+    pipe: Any, server: str, name: str, ports: dict[str, str], play: type | None, arguments: dict[str, Any]
 ) -> None:
     """Be the process of a client: do what the tests ask until they have had enough."""
     import jack
@@ -471,7 +490,7 @@ def _be_client(
         "midi out": client.midi_outports,
     }
     own = {port: kinds[kind].register(port) for port, kind in ports.items()}
-    player: Any = globals()[play](client, own, **arguments) if play else None
+    player: Any = play(client, own, **arguments) if play is not None else None
     if player is not None:
         client.set_process_callback(player.process)
     verbs: dict[str, Callable[..., Any]] = {
@@ -584,12 +603,12 @@ class Looper:
 
 def looper(jack: Jack, every: int = 4800, name: str = "looper") -> Client:
     """Return a client that plays a :class:`Looper`; ports ``looper:in`` and ``looper:out``."""
-    return Client(jack, name, Looper.PORTS, "Looper", every=every)
+    return Client(jack, name, Looper.PORTS, Looper, every=every)
 
 
 def clicker(jack: Jack, every: int = 24, name: str = "clicker") -> Client:
     """Return a client that plays a :class:`Clicker`; ports ``clicker:clock`` and ``clicker:out``."""
-    return Client(jack, name, Clicker.PORTS, "Clicker", every=every)
+    return Client(jack, name, Clicker.PORTS, Clicker, every=every)
 
 
 # -- Ardour --------------------------------------------------------------------------------------------------------
@@ -852,13 +871,15 @@ def _escaped(name: str) -> str:
 
 
 @contextlib.contextmanager
-def studio(folder: Path, **session: Any) -> Iterator[Ardour]:
+def studio(folder: Path, period: int = PERIOD, **session: Any) -> Iterator[Ardour]:
     """Start an audio server and an Ardour on it; both again, up to five times, where one does not come up.
 
     Parameters
     ----------
     folder
         An empty folder.
+    period
+        Of the audio server, frames.
     session
         As :class:`Ardour` takes it: ``bpm``, ``meter``, ``tracks``, ``click``.
     """
@@ -869,7 +890,7 @@ def studio(folder: Path, **session: Any) -> Iterator[Ardour]:
             place.mkdir()
             with contextlib.ExitStack() as pair:
                 try:
-                    jack = pair.enter_context(Jack(place))
+                    jack = pair.enter_context(Jack(place, period=period))
                     ardour = pair.enter_context(Ardour(place / "ardour", jack, network, **session))
                 except PeerError:
                     if number + 1 == TRIES:

@@ -366,6 +366,67 @@ def test_a_lost_tick_is_counted_and_moves_nothing() -> None:
     assert said[-1].frame - said[-1].beat * 24 * interval("97") == 0
 
 
+@pytest.mark.parametrize("period", [128, 256, 1024])
+@pytest.mark.parametrize("missed", [1, 3])
+@pytest.mark.parametrize("bpm", ["97", "120", "133.33"])
+def test_a_peer_that_missed_periods_of_the_server_has_stood_still_for_them(
+    bpm: str, missed: int, period: int
+) -> None:
+    """An xrun: the server's frames went on, the peer's song did not. No tick was lost, and the grid is later now."""
+    reader = ClockReader("midi", RATE, Dialect.ARDOUR)
+    reader.period = period
+    still = missed * period
+    events = [
+        (at + still * (at > 200_000) + still * (at > 400_000), message)
+        for at, message in Ardour(bpm, 0).roll(0, 1024, 30 * RATE)
+    ]
+    said = placed(read(reader, events))
+    for each, origin in ((said[100], 1024), (said[-1], 1024 + 2 * still)):
+        assert each.beat is not None
+        assert each.frame is not None
+        assert each.tempo == Fraction(bpm)
+        assert each.frame - each.beat * 24 * interval(bpm) == origin
+    assert reader.lost == 0
+    assert reader.stalls == 2
+    numbered = {round(each.beat * 24) for each in said if each.beat is not None}
+    assert len(set(range(max(numbered) + 1)) - numbered) == 2  # nothing is said of the first tick after each
+
+
+def test_where_ticks_were_lost_in_a_missed_period_both_are_noticed() -> None:
+    reader = ClockReader("midi", RATE, Dialect.ARDOUR)
+    reader.period = 1024
+    events = list(Ardour("97", 0).roll(0, 1024, 30 * RATE))
+    events = [(at + 1024 * (at > 200_000), message) for at, message in events[:160] + events[161:]]
+    assert 198_000 < events[160][0] < 202_000
+    last = placed(read(reader, events))[-1]
+    assert last.frame is not None
+    assert last.beat is not None
+    assert last.frame - last.beat * 24 * interval("97") == 2048
+    assert (reader.lost, reader.stalls) == (1, 1)
+
+
+def test_a_tempo_whose_interval_is_longer_by_a_period_is_a_tempo() -> None:
+    reader = ClockReader("midi", RATE)
+    reader.period = 200
+    first = ticks("120", 97)
+    said = placed(read(reader, [(0, b"\xfa"), *first, *ticks("100", 97, start=first[-1][0])[1:]]))
+    assert said[-1].tempo == 100
+    assert said[-1].frame == first[-1][0] + 96 * 1200
+    assert said[-1].beat == Fraction(192, 24)
+    assert len(said) == 193
+    assert reader.stalls == 0
+
+
+@pytest.mark.parametrize("message", [b"\xfc", song_position(4), b"\xfa"])
+def test_what_comes_after_a_tick_that_may_be_late_finds_it_counted(message: bytes) -> None:
+    reader = ClockReader("midi", RATE)
+    reader.period = 1024
+    first = ticks("120", 97)
+    said = read(reader, [(0, b"\xfa"), *first, (first[-1][0] + 2024, b"\xf8"), (first[-1][0] + 2030, message)])
+    assert len(placed(said)) >= 98
+    assert reader.stalls == 0
+
+
 def test_ticks_that_come_twice_are_dropped() -> None:
     reader = ClockReader("midi", RATE)
     events = [(0, b"\xfa")]
@@ -463,6 +524,7 @@ def test_any_bytes_at_any_time_are_read_without_a_fault(
             assert each.tempo is None or 5 < each.tempo < 1000
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_messages_may_be_cut_and_mixed_with_others(data: st.DataObject) -> None:
     """A song position around which real-time bytes and other messages come, a byte at a time."""

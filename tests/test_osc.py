@@ -85,7 +85,7 @@ def error(messages: list[Message]) -> str:
 def test_what_is_built_is_read_by_us_and_by_python_osc() -> None:
     packet = message("/x", 1, -(2**31), 2**40, 0.5, "tëxt", True, False, None, b"blob", 1e300, math.inf)
     (one,) = parse(packet)
-    assert one.tags == "ihhfsTFNbdf"
+    assert one.tags == "ihhfsiiNbdf"
     assert one.arguments == (1, -(2**31), 2**40, 0.5, "tëxt", True, False, None, b"blob", 1e300, math.inf)
     assert OscPacket(bundle([packet, packet])).messages[1].message.address == "/x"
     assert parse(bundle([packet], 7 << 32))[0].time == 7 << 32

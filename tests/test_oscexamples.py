@@ -86,28 +86,25 @@ class Session:
 
 
 class Ear:
-    """A JACK client that plays what tells its frame to a program, and records what the program plays."""
+    """Plays what tells its frame to a program, in a JACK client, and records what the program plays.
 
-    def __init__(self, jack: peers.Jack, source: str, targets: list[str]) -> None:
-        self.recorded: list[Block] = []
-        self._client = jack.client("ear")
-        self._play = self._client.outports.register("play")
-        self._ports = [self._client.inports.register(f"record_{index}") for index, _ in enumerate(targets)]
+    Result: what was recorded, ``(frames, channels)``.
+    """
+
+    def __init__(self, client: Any, ports: dict[str, Any]) -> None:
+        self._play, self._record = ports["play"], [port for name, port in ports.items() if name != "play"]
+        self._recorded: list[Block] = []
         self._frame = 0
-        self._client.set_process_callback(self._process)
-        self._client.activate()
-        jack.connect(self._play.name, source)
-        for port, target in zip(self._ports, targets, strict=True):
-            jack.connect(target, port.name)
 
-    def _process(self, frames: int) -> None:
+    def process(self, frames: int) -> None:
+        """Make one period."""
         self._play.get_array()[:] = tell(np.arange(self._frame, self._frame + frames), HEARD, 1)[:, 0]
-        self.recorded.append(np.stack([port.get_array() for port in self._ports], axis=1).copy())
+        self._recorded.append(np.stack([port.get_array() for port in self._record], axis=1))
         self._frame += frames
 
-    def close(self) -> None:
-        self._client.deactivate()
-        self._client.close()
+    def result(self) -> Block:
+        """Return what was recorded."""
+        return np.concatenate(self._recorded)
 
 
 def frames_told(sound: npt.NDArray[np.float32], stream: int, most: int) -> npt.NDArray[np.int64]:
@@ -125,11 +122,14 @@ def steady(told: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def listen(session: Session, jack: peers.Jack, source: str, targets: list[str]) -> None:
     """Let sound go both ways for some seconds, and look at it: to the bit, frame by frame."""
     peers.wait_for(lambda: session.counts()["peer"], 30, "the program does not stream")
-    ear = Ear(jack, source, targets)
-    time.sleep(6)
-    ear.close()
+    ports = {"play": "audio out"} | {f"record_{number}": "audio in" for number, _ in enumerate(targets)}
+    with peers.Client(jack, "ear", ports, Ear) as ear:
+        jack.connect("ear:play", source)
+        for number, target in enumerate(targets):
+            jack.connect(target, f"ear:record_{number}")
+        time.sleep(6)
+        recorded = ear.do("result")
     counts = session.counts()
-    recorded = np.concatenate(ear.recorded)
     played = steady(frames_told(recorded[:, 0], PLAYED, SECONDS * RATE))
     assert len(played) > 2 * RATE, (len(played), counts, jack.xruns)
     at = int(np.flatnonzero(frames_told(recorded[:, 0], PLAYED, SECONDS * RATE) == played[RATE])[0])

@@ -67,7 +67,7 @@ def test_every_dialect_says_where_the_song_is_and_whether_it_plays(name: str) ->
     [
         ("ardour", FOUR, "/position/bbt", ("001|01|0000",), {"bar": 0, "bar_beat": 0}),
         ("ardour", FOUR, "/position/bbt", ("005|02|0960",), {"bar": 4, "bar_beat": Fraction(3, 2)}),
-        ("ardour", SEVEN, "/position/bbt", ("005|05|0960",), {"bar": 4, "bar_beat": Fraction(9, 4)}),
+        ("ardour", SEVEN, "/position/bbt", ("005|05|0480",), {"bar": 4, "bar_beat": Fraction(9, 4)}),
         ("ardour", FOUR, "/position/bbt", ("-02|03|0000",), {"bar": -2, "bar_beat": 2}),
         ("ardour", FOUR, "/transport_play", (1.0,), {"playing": True}),
         ("ardour", FOUR, "/transport_stop", (1.0,), {"playing": False}),
@@ -160,7 +160,8 @@ def test_addresses_are_the_user_s() -> None:
     [
         ("ardour", "/position/bbt", ("000|01|0000",), "there is no bar 0"),
         ("ardour", "/position/bbt", ("001|00|0000",), "beyond what there can be"),
-        ("ardour", "/position/bbt", ("001|01|1920",), "beyond what there can be"),
+        ("ardour", "/position/bbt", ("001|01|9999",), "beyond what there can be"),
+        ("ardour", "/position/bbt", ("001|01",), "beyond what there can be"),
         ("ardour", "/position/bbt", ("one",), "it takes bar, beat and parts"),
         ("ardour", "/position/bbt", ("9" * 100,), "it takes bar, beat and parts"),
         ("ardour", "/position/bbt", (1.5,), "it takes bar, beat and parts"),
@@ -289,7 +290,7 @@ def test_a_song_that_ardour_plays_is_followed_bar_by_bar() -> None:
         if frame > RATE and step % 5 == 0:
             place = truth.moment(frame // 256 * 256)
             eighth, rest = divmod(place.beat * 2, 1)
-            text = f"{place.bar + 1:03d}|{int(eighth) + 1:02d}|{int(rest * 1920):04d}"
+            text = f"{place.bar + 1:03d}|{int(eighth) + 1:02d}|{int(rest * 960):04d}"  # 1920 to the quarter
             program.source("/position/bbt", (text,), now_ns, sender)
         for said in program.source.poll(now_ns):
             follower.take(said)

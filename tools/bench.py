@@ -25,6 +25,7 @@ Suite = Callable[[Options], Iterator[Row]]
 
 def suites() -> dict[str, Suite]:
     """Return every suite by name."""
+    import bench_bridge
     import bench_core
     import bench_drift
     import bench_engine
@@ -41,6 +42,7 @@ def suites() -> dict[str, Suite]:
         "drift": bench_drift.rows,
         "memory": bench_memory.rows,
         "start": bench_start.rows,
+        "bridge": bench_bridge.rows,
     }
 
 
