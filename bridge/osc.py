@@ -77,7 +77,7 @@ def message(address: str, *arguments: Output | bytes) -> bytes:
     """Return one message as a packet.
 
     An int becomes ``i`` (``h`` beyond 32 bits), a float ``f`` (``d`` where that cannot hold it), text ``s`` in UTF-8,
-    bytes ``b``, and N what it says. Truth is sent as 1 or 0, as Pure Data leaves out T and F, and what follows shifts.
+    bytes ``b``, and N what it says. Truth is sent as 1 or 0: Pure Data leaves out T and F, and what follows shifts.
 
     Raises
     ------
