@@ -517,4 +517,3 @@ def _open_entrance(arena: Arena, config: OscAudioConfig) -> socket.socket | None
                     server.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
             return server
     return None
-

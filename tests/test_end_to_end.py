@@ -8,6 +8,7 @@ audio server adds and Ardour does not know of; it is calibrated once, in a run o
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -67,7 +68,7 @@ class Performance:
     words: str
 
 
-def perform(folder: Path, source: str, bpm: float, meter: str, moves: list[tuple[int, float]]) -> Performance:
+def perform(folder: Path, source: str, bpm: float, meter: str, moves: Sequence[tuple[int, float]]) -> Performance:
     """Play from each of some frames of Ardour's timeline for some seconds; return what was recorded."""
     tracks = {"stem": 1, "count": 1}
     with studio(folder, PERIODS[source], bpm=bpm, meter=meter, click=True, tracks=tracks) as ardour:
@@ -106,7 +107,7 @@ def _heard(ardour: Ardour, track: str) -> list[Heard]:
     return found
 
 
-def undisturbed(folder: Path, source: str, bpm: float, meter: str, moves: list[tuple[int, float]]) -> Performance:
+def undisturbed(folder: Path, source: str, bpm: float, meter: str, moves: Sequence[tuple[int, float]]) -> Performance:
     """Perform until the audio server was not late, or say that this machine is too busy."""
     for number in range(TRIES):
         place = folder / str(number)

@@ -212,7 +212,7 @@ def test_a_full_queue_is_said_and_the_fader_stays() -> None:
         ("/sideman/agent/keys/action/" + "x" * 65, (1,), "at most 64 characters"),
         ("/sideman/agent/keys/action/x", (1e7,), "value is 10000000.0"),
         ("/sideman/play", ("now",), "pressed is 'now'"),
-        ("/sideman/subscribe", ("everything",), "topic is 'everything'; it takes one of position, sync, agents, levels"),
+        ("/sideman/subscribe", ("everything",), "topic is 'everything'; it takes one of position, sync, agents"),
         ("/sideman/subscribe", ("levels", 1000), "rate is 1000; it takes a number from 0.1 to 30 (Hz)"),
         ("/sideman/subscribe", ("levels", 10, 1e9), "lease is 1000000000.0; it takes a number from 1 to 600 (s)"),
         ("/sideman/hello", ("wrong",), "not this session's token"),

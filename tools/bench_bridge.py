@@ -416,7 +416,8 @@ def judged_midi(bpm: str, done: Performance | None) -> Iterator[Row]:
     rolls = f"{found.rolls - found.disturbed} rolls: start, and song position and continue; JACK dummy"
     if found.disturbed:
         rolls += f"; {found.disturbed} more were left out, as JACK missed cycles in them"
-    yield row(names[0], found.wrong, units[0], goals[0], found.wrong == 0, rolls)
+    what = f"{rolls}; {found.first_wrong}" if found.wrong else rolls
+    yield row(names[0], found.wrong, units[0], goals[0], found.wrong == 0, what)
     worst = max(found.bars)
     yield row(names[1], worst, units[1], goals[1], worst <= MOST_BARS)
     off = max(found.off_ms, default=math.inf)

@@ -236,8 +236,8 @@ class Followed:
         By how much each click lies beside it, from where the band is in.
     early
         Clicks of the first bar that lay elsewhere, before that.
-    wrong
-        Bars that were called wrongly.
+    wrong, first_wrong
+        Bars that were called wrongly, and the first of them in words.
     bars
         For each roll: bar lines of the DAW's that went by until the band was in.
     """
@@ -248,6 +248,7 @@ class Followed:
     off_ms: list[float] = field(default_factory=list)
     early: int = 0
     wrong: int = 0
+    first_wrong: str = ""
     bars: list[float] = field(default_factory=list)
 
 
@@ -280,4 +281,9 @@ def _judge_roll(found: Followed, done: Performance, roll: Sequence[int], clicks:
     for bar in done.bars:
         since = (bar.time_ns - begun_ns) / 1e6 / beat_ms  # beats
         if not bar.resting and entry - 0.5 <= since and bar.time_ns - begun_ns < length_ns:
-            found.wrong += bar.song_bar != round((beat + since) / BAR_BEATS)
+            right = round((beat + since) / BAR_BEATS)
+            found.wrong += bar.song_bar != right
+            if bar.song_bar != right and not found.first_wrong:
+                found.first_wrong = (
+                    f"bar {right + 1} was called {bar.song_bar + 1}, {since:.1f} beats after beat {beat}"
+                )
