@@ -508,8 +508,8 @@ def _agent_name(folder: str, taken: set[str]) -> str:
 def bench(context: typer.Context) -> None:
     """Measure this machine: `sideman bench [SUITE] [--quick] [--json FILE]`.
 
-    The suites are core, engine, ladder, faults, drift, memory and start; all of them if none is named. --quick takes
-    less than a minute for each. ok says whether a figure reaches its goal.
+    The suites are core, engine, ladder, faults, drift, memory, start and bridge; all of them if none is named.
+    --quick takes less than a minute for each. ok says whether a figure reaches its goal.
     """
     import subprocess
 
