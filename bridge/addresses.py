@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any, Final, Protocol, TypeAlias
 
 from bridge.desk import Desk
+from bridge.follower import INTERNAL
 from bridge.guard import GuardError, Sender
 from bridge.packets import Value
 from bridge.shelves import ShelfError
@@ -288,7 +289,10 @@ class Request:
     frame: int = -1
 
     def send(self, command: Command) -> None:
-        """Hand a command to the engine; :class:`RefusedError` if it takes no more."""
+        """Hand a command to the engine; :class:`RefusedError` if it takes no more, or another keeps the time."""
+        sync = self.desk.sync()
+        if command.do in TIME and sync is not None and sync.leader != INTERNAL:
+            raise RefusedError(f"{sync.leader} keeps the time, and the band follows it; change it there")
         if not self.desk.send(replace(command, frame=self.frame) if self.frame >= 0 else command):
             raise RefusedError("the session takes no more commands just now; send fewer at once, or has it ended?")
 
@@ -309,6 +313,8 @@ class Request:
         return name
 
 
+TIME = ("tempo", "locate")
+"""Commands that move musical time: where another keeps it, they are his."""
 Do = Callable[..., "Iterable[Answer] | None"]
 
 

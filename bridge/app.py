@@ -45,6 +45,7 @@ from realtime.worker import WorkerConfig, run_worker
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Semaphore
+    from socket import socket
 
     from bridge.calibrate import Opened, Train
     from bridge.conductor import Conductor
@@ -444,6 +445,7 @@ class Live:
         self._band: Supervisor | None = None
         self._conductor: Conductor | None = None
         self._listener: Listener | None = None
+        self._entrance = self._open_entrance()  # before anything rolls: without its ears a session follows nobody
         with signals_held():  # the processes that look after the memory are born here, and unblock Ctrl-C
             self._children = Children()
             name = self._children.reserve()
@@ -461,6 +463,18 @@ class Live:
             self._take_down()
             raise
         return self
+
+    def _open_entrance(self) -> socket | None:
+        """Open the port of OSC; ``ValueError`` in one sentence where that cannot be had."""
+        from bridge.osc import open_socket
+
+        osc = self.session.osc
+        if not osc.on:
+            return None
+        try:
+            return open_socket(osc.bind, osc.port, osc.token)
+        except OSError as problem:
+            raise ValueError(problem.strerror or str(problem)) from None
 
     def _start(self) -> None:
         """Spawn every process; the one that makes the first sound first."""
@@ -536,26 +550,24 @@ class Live:
         if self.session.osc.on:
             self._open_osc(self._conductor, outside.hear)
         self._conductor.start()
+        if follower is not None and not sync.internal:
+            self._say_later(f"the band rests until it hears {' or '.join(source.name for source in outside.sources)}")
 
     def _open_osc(self, conductor: Conductor, foreign: Callable[..., bool]) -> None:
-        """Listen to OSC. A port that is taken is told of, and the session plays without."""
+        """Listen to OSC."""
         from bridge.desk import LiveDesk
         from bridge.guard import Guard
-        from bridge.osc import Listener, Server, open_socket
+        from bridge.osc import Listener, Server
 
+        assert self._entrance is not None
         osc = self.session.osc
         audio_port = osc.audio_port if self.session.stream.device == OSC_DEVICE else 0
         desk = LiveDesk(
             self, self.session, frame_at=conductor.frame_at, position=lambda: conductor.position, version=version(),
             audio_port=audio_port, sync=conductor.sync,
         )  # fmt: skip
-        try:
-            entrance = open_socket(osc.bind, osc.port, osc.token)
-        except OSError as problem:
-            self._say_later(problem.strerror or str(problem), bad=True)
-            return
         server = Server(desk, guard=Guard(osc.token), tell=self._say_later, foreign=foreign)
-        self._listener = Listener(server, entrance, self._say_later)
+        self._listener = Listener(server, self._entrance, self._say_later)
         self._listener.start()
         self._say_later(f"OSC is heard on {osc.bind}, port {self._listener.port} (UDP)")
 
@@ -745,6 +757,8 @@ class Live:
     def _take_down(self) -> None:
         if self._listener is not None:
             self._listener.stop()
+        elif self._entrance is not None:
+            self._entrance.close()
         if self._conductor is not None:
             self._conductor.stop()
         if self._band is not None:

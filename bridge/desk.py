@@ -337,6 +337,7 @@ class LiveDesk:
         self._actions, self._audio_port, self._sync = actions or {}, audio_port, sync
         self._stream, self._device = live.arena.status("stream.status"), live.arena.status("io.status")
         self._frame_at = frame_at or self._counted_on
+        self._grid = live.arena.status("engine.grid")
         # Its own, because "since the last look" is: what is told here is not lost to those who look elsewhere.
         self._meters = Meters(Memory.shared(live.arena, live.config), spec.samplerate)
         self._playing = True
@@ -362,7 +363,7 @@ class LiveDesk:
 
     def place(self) -> Place:
         """Return what leaves for the loudspeaker now, where the song's grid is known; else what is mixed."""
-        told = self._live.arena["place"]
+        told, grid = self._live.arena["place"], self._grid.read()
         place = Place(int(told[0]), int(told[1]), float(told[2]), playing=self._playing, stopped=bool(told[3]))
         position = self._position()
         if position is None:
@@ -370,9 +371,10 @@ class LiveDesk:
         frame, line = self._frame_at(time.monotonic_ns()), position.timeline
         beat = line.beat_at(frame)
         song_bar = line.bar_at(beat)
+        bar = grid["bar"] + song_bar - grid["song_bar"]  # of the same moment as the song's
         return replace(
-            place, frame=frame, song_bar=song_bar, beat=float(beat - line.downbeat(song_bar)), tempo=line.tempo,
-            meter=line.meter, playing=position.playing,
+            place, frame=frame, bar=bar, song_bar=song_bar, beat=float(beat - line.downbeat(song_bar)),
+            tempo=line.tempo, meter=line.meter, playing=position.playing,
         )  # fmt: skip
 
     def sync(self) -> SyncStatus | None:

@@ -370,8 +370,18 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "Transport",
         (
-            Address("/sideman/play", (_PRESS,), "The band plays, from the next bar line on.", _play),
-            Address("/sideman/rest", (_PRESS,), "The band fades out and rests; the bars go on.", _rest),
+            Address(
+                "/sideman/play",
+                (_PRESS,),
+                "The band plays, from the next bar line on; a DAW that is followed has the next word.",
+                _play,
+            ),
+            Address(
+                "/sideman/rest",
+                (_PRESS,),
+                "The band fades out and rests; the bars go on. A DAW that is followed has the next word.",
+                _rest,
+            ),
             Address("/sideman/playing", (_ON,), "Play (1) or rest (0), for a button that stays down.", _playing),
             Address(
                 "/sideman/stop",

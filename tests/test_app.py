@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -505,3 +506,14 @@ def test_a_downbeat_before_the_file_starts_leaves_out_the_bars_that_are_over() -
     config = config_of("[transport]\nbpm = 120\ndownbeat_seconds = -5.0\n")
     assert config.first_bar == 2
     assert config.tempo_map.bar_frame(3) == 48000
+
+
+def test_a_port_of_osc_that_is_taken_is_said_before_anything_rolls(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        text = f'[stream]\ndevice = "null"\n[osc]\non = true\nport = {port}\n[[agents]]\nname = "a"\nkind = "echo"\n'
+        live = Live(Session.parse(text), tmp_path / "take", lambda said: None, lead=1024)
+        with pytest.raises(ValueError, match=f"port {port}: .*; is another sideman running"):
+            live.__enter__()
+    assert not (tmp_path / "take").exists()

@@ -433,6 +433,32 @@ def test_a_roll_in_which_jack_missed_a_cycle_counts_in_nothing(suite: Any) -> No
     assert [row.reason for row in suite.judged_midi("97", None)] == [suite.NO_JACK] * 3
 
 
+def test_a_bar_that_is_bent_later_is_where_it_was_told_first() -> None:
+    grid = {"tempo_above": 120, "bar": 5, "song_bar": 2, "frame": 96_000, "resting": 0}
+    stream = {"time_ns": 10**9, "frame": 48_000}
+    told = {"engine.grid": grid, "stream.status": stream}
+
+    class Block:
+        def __init__(self, name: str) -> None:
+            self.read = lambda: told[name]
+
+    class Live:
+        class arena:  # noqa: N801
+            status = Block
+
+    jackdaw = importlib.import_module("jackdaw")
+    seen = jackdaw.Grid(Live)
+    seen.look()
+    assert not seen.resting
+    grid |= {"frame": 50_000, "resting": 1}
+    seen.look()
+    grid |= {"bar": 6, "song_bar": 9}
+    seen.look()
+    assert seen.bars[5] == jackdaw.BarTold(2, 2 * 10**9, False)
+    assert seen.bars[6].song_bar == 9
+    assert seen.resting
+
+
 class Client:
     """A JACK client whose cycles a test turns."""
 

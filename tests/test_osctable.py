@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from bridge.addresses import KINDS, REQUIRED, Address, Argument, Book, RefusedError, Request, Section, plain
 from bridge.desk import StillDesk
+from bridge.follower import SyncStatus
 from bridge.guard import GuardError, Sender
 from bridge.osctable import REPORTS, SECTIONS, TOPICS, book, markdown
 from bridge.packets import Value
@@ -374,3 +376,18 @@ def test_an_unknown_path_is_found_nowhere_and_said(path: str) -> None:
 
 def test_what_is_required_has_no_default() -> None:
     assert Argument("x", "number", "meaning").default is REQUIRED
+
+
+@pytest.mark.parametrize("path", ["/sideman/tempo", "/sideman/meter", "/sideman/locate", "/sideman/loop"])
+def test_time_is_not_moved_while_another_keeps_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, tuple[Value, ...]] = {
+        "/sideman/tempo": (90,), "/sideman/meter": (3, 4), "/sideman/locate": (5,), "/sideman/loop": (1, 2),
+    }  # fmt: skip
+    desk = StillDesk()
+    status = SyncStatus("osc reaper", True, False, Fraction(120), 0.001, 1, {})
+    monkeypatch.setattr(desk, "sync", lambda: status)
+    assert "osc reaper keeps the time" in outcome(lambda: done(path, *arguments[path], desk=desk))
+    assert not desk.sent
+    monkeypatch.setattr(desk, "sync", lambda: replace(status, leader="internal"))
+    done(path, *arguments[path], desk=desk)
+    assert len(desk.sent) == 1

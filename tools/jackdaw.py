@@ -150,7 +150,8 @@ class Grid:
         grid, stream = self._grid.read(), self._stream.read()
         if grid["tempo_above"] and stream["time_ns"]:
             time_ns = stream["time_ns"] + (grid["frame"] - stream["frame"]) * SECOND_NS // SAMPLERATE
-            self.bars[grid["bar"]] = BarTold(grid["song_bar"], time_ns, bool(grid["resting"]))
+            # The first word on a bar holds: one that is bent later is told by a line by which it began elsewhere.
+            self.bars.setdefault(grid["bar"], BarTold(grid["song_bar"], time_ns, bool(grid["resting"])))
 
     @property
     def resting(self) -> bool:
@@ -284,6 +285,4 @@ def _judge_roll(found: Followed, done: Performance, roll: Sequence[int], clicks:
             right = round((beat + since) / BAR_BEATS)
             found.wrong += bar.song_bar != right
             if bar.song_bar != right and not found.first_wrong:
-                found.first_wrong = (
-                    f"bar {right + 1} was called {bar.song_bar + 1}, {since:.1f} beats after beat {beat}"
-                )
+                found.first_wrong = f"bar {right + 1} was called {bar.song_bar + 1}, {since:.1f} beats into a roll"
