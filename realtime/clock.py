@@ -393,7 +393,8 @@ class TempoMap:
         """
         session = self.as_session()
         bar, beat = session._first_beat(earliest)
-        later = bisect_left(session.stretches, session.downbeat(bar) + beat, lo=1, key=_beat)
+        # What begins there is kept, or the tempo before it, bent perhaps, would go on where nothing is bent.
+        later = bisect_right(session.stretches, session.downbeat(bar) + beat, lo=1, key=_beat)
         session = TempoMap(session.timelines, session.stretches[:later])
         grid = anchor.grid(session.timelines[0].samplerate)
         bend, bar = session._bend(grid, bar, beat)
@@ -418,6 +419,8 @@ class TempoMap:
         bar is, that one, and gently. Else the first bar line of the grid is taken that can be reached.
         """
         for first, since in ((bar, beat), (bar + 1, Fraction(0))):
+            if first > bar and _nearest_bar(grid, self.bar_frame(first)) != self.song_bar(first):
+                break  # that bar would be played under its old number, where the song is elsewhere
             line = grid.position(grid.downbeat(_nearest_bar(grid, self.bar_frame(first + 1))))
             start = self._position(self.downbeat(first) + since)
             length = self._position(self.downbeat(first + 1)) - start
